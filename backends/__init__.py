@@ -1,0 +1,1 @@
+"""Integer layers, the reference arithmetic, and the targets that run them."""

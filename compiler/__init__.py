@@ -1,0 +1,1 @@
+"""The front door: from an ONNX file to a verified artefact."""

@@ -1,0 +1,1 @@
+"""The accelerator: Amaranth components, their configuration and their instruction set."""

@@ -1,0 +1,1 @@
+"""Simulation: golden models, bus drivers, Verilator builds, verdicts."""

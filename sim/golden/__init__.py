@@ -1,0 +1,1 @@
+"""Numpy models of the hardware components, one per component, same stem."""
