@@ -1,0 +1,226 @@
+"""A compiled network for one accelerator: memory images, instructions and where the tensors are.
+
+The FPGA backend makes a Program; the artefact keeps it as `program.json` and one binary image for each memory;
+the driver runs it. Nothing here knows how it was compiled.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from hw.config import ABI_VERSION, AcceleratorConfig, beats
+from hw.descriptor import TensorDescriptor
+from hw.isa import Memory, memory_shape
+
+PROGRAM_FILE = "program.json"
+FORMAT = 1
+BEAT_BYTES = 4
+
+
+class ProgramError(ValueError):
+    """A program is inconsistent, or its files are damaged."""
+
+
+@dataclass(frozen=True)
+class InstructionInfo:
+    """One instruction: `cycles` is the exact length that the compiler expects, None where it makes no claim."""
+
+    pc: int
+    layer: str
+    cycles: int | None
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """Instructions [pc_start, pc_end) that compute and store one tensor.
+
+    Attributes:
+        name: Of the layer; a layout copy has a name of its own.
+        tensor: The LayerGraph tensor that these instructions store; a copy names the copied tensor.
+        descriptor: Where the whole tensor is when instruction pc_end - 1 has finished.
+    """
+
+    name: str
+    pc_start: int
+    pc_end: int
+    tensor: str
+    descriptor: TensorDescriptor
+
+
+@dataclass(frozen=True)
+class Program:
+    """Everything the host needs to run a network on the accelerator.
+
+    Attributes:
+        config: The accelerator that it was compiled for.
+        images: Words of each memory (packed, see hw.isa.Layout), from word 0 on; not TENSOR.
+        instructions: In the order of their pc, 0, 1, 2, ...
+        layers: In the order of execution; their pc ranges follow each other without gaps.
+        inputs: LayerGraph tensor name -> where the host writes it.
+        outputs: LayerGraph tensor name -> where the host reads it after the last instruction.
+    """
+
+    config: AcceleratorConfig
+    images: Mapping[Memory, Sequence[int]]
+    instructions: tuple[InstructionInfo, ...]
+    layers: tuple[LayerInfo, ...]
+    inputs: Mapping[str, TensorDescriptor]
+    outputs: Mapping[str, TensorDescriptor]
+
+    def __post_init__(self) -> None:
+        _check_images(self.config, self.images)
+        _check_instructions(self)
+        _check_layers(self)
+        _check_tensors(self)
+
+    @property
+    def pc_end(self) -> int:
+        """One past the last instruction."""
+        return len(self.instructions)
+
+    @property
+    def cycles(self) -> int | None:
+        """Expected cycles of one inference; None when an instruction makes no claim."""
+        cycles = [i.cycles for i in self.instructions if i.cycles is not None]
+        return sum(cycles) if len(cycles) == len(self.instructions) else None
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write `program.json` and `<memory>.bin` (little-endian 32-bit beats) for each image; return the files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        files = [folder / PROGRAM_FILE]
+        files[0].write_text(json.dumps(_to_json(self), indent=1) + "\n", encoding="utf-8")
+        for memory, words in sorted(self.images.items()):
+            file = folder / image_file(memory)
+            file.write_bytes(pack_words(words, memory_shape(self.config, memory)[1]))
+            files.append(file)
+        return files
+
+    @classmethod
+    def load(cls, folder: Path) -> "Program":
+        """Read what `save` wrote.
+
+        Raises:
+            ProgramError: A file is missing, damaged, or made for another version.
+        """
+        try:
+            data = json.loads((folder / PROGRAM_FILE).read_text(encoding="utf-8"))
+            return _from_json(data, folder)
+        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, ProgramError):
+                raise
+            raise ProgramError(f"{folder / PROGRAM_FILE}: not a program: {error}") from error
+
+
+def image_file(memory: Memory) -> str:
+    """Name of the file that holds the image of `memory`."""
+    return f"{memory.name.lower()}.bin"
+
+
+def pack_words(words: Sequence[int], bits: int) -> bytes:
+    """Packed words as the input stream carries them: little-endian, each padded to whole 32-bit beats.
+
+    Raises:
+        ValueError: A word is negative or wider than `bits`.
+    """
+    size = beats(bits) * BEAT_BYTES
+    for index, word in enumerate(words):
+        if not 0 <= word < 1 << bits:
+            raise ValueError(f"word {index} must be in [0, 2**{bits}), not {word:#x}")
+    return b"".join(int(word).to_bytes(size, "little") for word in words)
+
+
+def unpack_words(data: bytes, bits: int) -> list[int]:
+    """The inverse of pack_words."""
+    size = beats(bits) * BEAT_BYTES
+    if len(data) % size:
+        raise ValueError(f"{len(data)} bytes are not whole words of {size} bytes")
+    return [int.from_bytes(data[i : i + size], "little") for i in range(0, len(data), size)]
+
+
+def _check_images(config: AcceleratorConfig, images: Mapping[Memory, Sequence[int]]) -> None:
+    for memory, words in images.items():
+        if memory is Memory.TENSOR:
+            raise ProgramError("TENSOR has no image: tensors are written through descriptors")
+        depth, bits = memory_shape(config, memory)
+        if len(words) > depth:
+            raise ProgramError(f"{memory.name}: the image has {len(words)} words, the memory {depth}")
+        if words and not 0 <= min(words) <= max(words) < 1 << bits:
+            raise ProgramError(f"{memory.name}: a word is not in [0, 2**{bits})")
+
+
+def _check_instructions(program: Program) -> None:
+    if [i.pc for i in program.instructions] != list(range(len(program.instructions))):
+        raise ProgramError("instructions must be numbered 0, 1, 2, ...")
+    stored = len(program.images.get(Memory.PROGRAM, ()))
+    if stored != len(program.instructions):
+        raise ProgramError(f"{len(program.instructions)} instructions are described, the image has {stored}")
+
+
+def _check_layers(program: Program) -> None:
+    pc = 0
+    for layer in program.layers:
+        if layer.pc_start != pc or layer.pc_end <= pc:
+            raise ProgramError(f"layer {layer.name!r}: [{layer.pc_start}, {layer.pc_end}) does not follow pc {pc}")
+        pc = layer.pc_end
+    if pc != program.pc_end:
+        raise ProgramError(f"the layers end at pc {pc}, the program at {program.pc_end}")
+
+
+def _check_tensors(program: Program) -> None:
+    named = {**program.inputs, **program.outputs, **{layer.tensor: layer.descriptor for layer in program.layers}}
+    for name, descriptor in named.items():
+        last = max(int(descriptor.addresses(program.config.rows)[0].max()), 0)
+        if last >= program.config.activation_words:
+            raise ProgramError(
+                f"tensor {name!r}: ends at word {last}, the memory has {program.config.activation_words} words"
+            )
+
+
+def _to_json(program: Program) -> dict[str, object]:
+    return {
+        "format": FORMAT,
+        "abi_version": ABI_VERSION,
+        "config_id": program.config.config_id,
+        "config": asdict(program.config),
+        "images": {m.name.lower(): len(words) for m, words in sorted(program.images.items())},
+        "instructions": [asdict(i) for i in program.instructions],
+        "layers": [asdict(layer) for layer in program.layers],
+        "inputs": {name: asdict(d) for name, d in program.inputs.items()},
+        "outputs": {name: asdict(d) for name, d in program.outputs.items()},
+    }
+
+
+def _from_json(data: dict, folder: Path) -> Program:
+    if data["format"] != FORMAT or data["abi_version"] != ABI_VERSION:
+        raise ProgramError(
+            f"format {data['format']}, ABI {data['abi_version']}: this edgec reads {FORMAT} and {ABI_VERSION}"
+        )
+    config = AcceleratorConfig(**data["config"])
+    if config.config_id != data["config_id"]:
+        raise ProgramError("config_id does not belong to config: the file was changed")
+    return Program(
+        config=config,
+        images={Memory[name.upper()]: _read_image(config, Memory[name.upper()], count, folder)
+                for name, count in data["images"].items()},
+        instructions=tuple(InstructionInfo(**i) for i in data["instructions"]),
+        layers=tuple(LayerInfo(**{**layer, "descriptor": _descriptor(layer["descriptor"])}) for layer in data["layers"]),
+        inputs={name: _descriptor(d) for name, d in data["inputs"].items()},
+        outputs={name: _descriptor(d) for name, d in data["outputs"].items()},
+    )
+
+
+def _descriptor(data: dict) -> TensorDescriptor:
+    names = {f.name for f in fields(TensorDescriptor)}
+    if set(data) != names:
+        raise ProgramError(f"a descriptor has {', '.join(sorted(names))}, not {', '.join(sorted(data))}")
+    return TensorDescriptor(**{**data, "base": tuple(data["base"]), "byte": tuple(data["byte"])})
+
+
+def _read_image(config: AcceleratorConfig, memory: Memory, count: int, folder: Path) -> list[int]:
+    file = folder / image_file(memory)
+    bits = memory_shape(config, memory)[1]
+    expected = count * beats(bits) * BEAT_BYTES
+    if (size := file.stat().st_size) != expected:
+        raise ProgramError(f"{file}: has {size} bytes instead of {expected}")
+    return unpack_words(file.read_bytes(), bits)
