@@ -9,7 +9,7 @@ np.rint rounds half to even.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -35,6 +35,7 @@ from backends.layers import (
 )
 
 Map = NDArray[np.int8]
+Number = TypeVar("Number", bound=np.number)
 Keep = Literal["outputs", "all"]
 
 _EXACT_FLOAT32 = 1 << 24
@@ -212,10 +213,10 @@ def _depthwise_sums(layer: Conv, padded: Map, size: Pair) -> NDArray[np.floating
     return acc
 
 
-def _exact_dtype(weights: NDArray[np.int8]) -> type[np.float32] | type[np.float64]:
+def _exact_dtype(weights: NDArray[np.int8]) -> np.dtype[np.floating]:
     """float32 where no partial sum of any channel, in any order, can leave its exact integers."""
     largest = np.abs(weights.astype(np.int64)).reshape(len(weights), -1).sum(axis=1).max() * 128
-    return np.float32 if largest < _EXACT_FLOAT32 else np.float64
+    return np.dtype(np.float32 if largest < _EXACT_FLOAT32 else np.float64)
 
 
 def _im2col(layer: Conv, padded: Map, size: Pair) -> Map:
@@ -281,7 +282,7 @@ def _finish(scaled: NDArray[np.float64], zero_point: int, low: int, high: int) -
     return scaled.astype(np.int8)
 
 
-def _per_channel(values: NDArray) -> NDArray:
+def _per_channel(values: NDArray[Number]) -> NDArray[Number]:
     return values.reshape(1, -1, 1, 1)
 
 
