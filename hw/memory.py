@@ -1,0 +1,70 @@
+"""Block RAM with one write port and one read port."""
+
+from amaranth import Module, unsigned
+from amaranth.lib import memory, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from .config import TECHNOLOGIES, ConfigError
+from .pipeline import delay
+
+
+class Memory(wiring.Component):
+    """Synchronous memory; what a read of an address returns in the cycle that writes it is undefined.
+
+    Timing:
+        latency: `memory.latency` cycles from `read_address` to `read_data`: 1, or 2 with `output_register`. There is
+        no read enable: data follows the address of every cycle.
+        A word written in one cycle is read from the next on.
+
+    Members:
+        write_address: In(ceil_log2(depth)). Word to write.
+        write_data: In(width). Its new contents.
+        write_enable: In(1, or one bit for each `granularity` bits). What to write.
+        read_address: In(ceil_log2(depth)). Word to read.
+        read_data: Out(width). Its contents, `latency` cycles later.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        technology: str = "generic",
+        *,
+        granularity: int | None = None,
+        output_register: bool = False,
+    ) -> None:
+        if width < 1 or depth < 2:
+            raise ConfigError(f"a memory must have at least 1 bit and 2 words, not {width} bits and {depth} words")
+        if granularity is not None and (granularity < 1 or width % granularity):
+            raise ConfigError(f"granularity must divide the width {width}, not {granularity}")
+        if technology not in TECHNOLOGIES:
+            raise ConfigError(f"technology must be one of {', '.join(TECHNOLOGIES)}, not {technology!r}")
+        self._width, self._depth, self._technology = width, depth, technology
+        self._granularity, self._output_register = granularity, output_register
+        super().__init__({
+            "write_address": In(ceil_log2(depth)),
+            "write_data": In(width),
+            "write_enable": In(width // granularity if granularity else 1),
+            "read_address": In(ceil_log2(depth)),
+            "read_data": Out(width),
+        })
+
+    @property
+    def latency(self) -> int:
+        """Cycles from `read_address` to `read_data`."""
+        return 2 if self._output_register else 1
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        m.submodules.array = array = memory.Memory(shape=unsigned(self._width), depth=self._depth, init=[])
+        write = array.write_port(granularity=self._granularity)
+        read = array.read_port(transparent_for=())
+        m.d.comb += [
+            write.addr.eq(self.write_address),
+            write.data.eq(self.write_data),
+            write.en.eq(self.write_enable),
+            read.addr.eq(self.read_address),
+            self.read_data.eq(delay(m, read.data, self.latency - 1, name="output")),
+        ]
+        return m
