@@ -1,0 +1,1 @@
+"""Every figure that edgec claims, measured in one command: python -m benchmarks."""
