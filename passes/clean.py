@@ -5,12 +5,16 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from passes.canonicalize_gemm import CanonicalizeGemm
+from passes.canonicalize_layout import CanonicalizeLayout
+from passes.canonicalize_ops import CanonicalizeOps
 from passes.explicit_windows import ExplicitWindows
 from passes.fold_affine import FoldAffine
 from passes.fold_batchnorm import FoldBatchNorm
 from passes.fold_constants import FoldConstants
 from passes.infer_shapes import InferShapes
+from passes.merge_pad import MergePad
 from passes.remove_noops import RemoveNoops
+from passes.remove_transposes import RemoveTransposes
 from passes.tidy import Tidy
 
 
@@ -20,7 +24,11 @@ def clean() -> list[ir.passes.InPlacePass]:
         FoldConstants(),
         RemoveNoops(),
         ExplicitWindows(),
+        RemoveTransposes(),
+        CanonicalizeOps(),
+        MergePad(),
         CanonicalizeGemm(),
+        CanonicalizeLayout(),
         FoldBatchNorm(),
         FoldAffine(),
         RemoveNoops(),

@@ -113,17 +113,41 @@ def _scale_dequantize(node: ir.Node, weights: Weights, factor: NDArray[np.float6
         return "the folded scale of its weights would not be a positive number"
     graph, name = graph_of(node), f"{node.name}_weights"
     values = (weights.values * column).astype(weights.values.dtype)
-    inputs = [
+    inputs: list[ir.Value | None] = [
         new_initializer(graph, f"{name}_q", values),
         new_initializer(graph, f"{name}_scale", new_scale),
         new_initializer(graph, f"{name}_zero_point", np.zeros(factor.shape, values.dtype)),
     ]
-    dequantize = ir.node(
-        "DequantizeLinear", inputs, {"axis": 0}, name=f"{name}_dq", metadata_props=dict(old.metadata_props)
-    )
-    dequantize.outputs[0].name = f"{name}_dq_out"
-    dequantize.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    dequantize.outputs[0].shape = ir.Shape(values.shape)
-    graph.insert_before(node, dequantize)
-    set_input(node, 1, dequantize.outputs[0])
+    set_input(node, 1, _dequantize(node, inputs, values, old))
     return None
+
+
+def replace_weights(node: ir.Node, old: Weights, values: Array) -> str | None:
+    """Give `node` weights `values` of another shape, of the same dtype and output channels.
+
+    Returns:
+        Why not, or None when done.
+    """
+    graph, name = graph_of(node), f"{node.name}_weights"
+    if old.dequantize is None:
+        set_input(node, 1, new_initializer(graph, name, values))
+        return None
+    zero, scale = constant(operand(old.dequantize, 2)), constant(operand(old.dequantize, 1))
+    assert scale is not None
+    if zero is not None and zero.any():
+        return "its weights have a zero point"
+    if scale.size > 1 and integer(old.dequantize, "axis", 1) % old.values.ndim != 0:
+        return "the scale of its weights is not per output channel"
+    integers = new_initializer(graph, f"{name}_q", values)
+    set_input(node, 1, _dequantize(node, [integers, *old.dequantize.inputs[1:]], values, old.dequantize))
+    return None
+
+
+def _dequantize(node: ir.Node, inputs: list[ir.Value | None], values: Array, old: ir.Node) -> ir.Value:
+    """A DequantizeLinear along axis 0 in front of `node`, with the metadata of `old`."""
+    name = f"{node.name}_weights_dq"
+    new = ir.node("DequantizeLinear", inputs, {"axis": 0}, name=name, metadata_props=dict(old.metadata_props))
+    output = new.outputs[0]
+    output.name, output.type, output.shape = f"{name}_out", ir.TensorType(ir.DataType.FLOAT), ir.Shape(values.shape)
+    graph_of(node).insert_before(node, new)
+    return output
