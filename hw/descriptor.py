@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .registers import Register
+from hw.registers import Register
 
 PHASES = 4
 

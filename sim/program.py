@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from hw.config import ABI_VERSION, AcceleratorConfig, beats
 from hw.descriptor import TensorDescriptor
@@ -16,6 +17,8 @@ from hw.isa import Memory, memory_shape
 PROGRAM_FILE = "program.json"
 FORMAT = 1
 BEAT_BYTES = 4
+
+Json = dict[str, Any]
 
 
 class ProgramError(ValueError):
@@ -191,7 +194,7 @@ def _to_json(program: Program) -> dict[str, object]:
     }
 
 
-def _from_json(data: dict, folder: Path) -> Program:
+def _from_json(data: Json, folder: Path) -> Program:
     if data["format"] != FORMAT or data["abi_version"] != ABI_VERSION:
         raise ProgramError(
             f"format {data['format']}, ABI {data['abi_version']}: this edgec reads {FORMAT} and {ABI_VERSION}"
@@ -204,13 +207,15 @@ def _from_json(data: dict, folder: Path) -> Program:
         images={Memory[name.upper()]: _read_image(config, Memory[name.upper()], count, folder)
                 for name, count in data["images"].items()},
         instructions=tuple(InstructionInfo(**i) for i in data["instructions"]),
-        layers=tuple(LayerInfo(**{**layer, "descriptor": _descriptor(layer["descriptor"])}) for layer in data["layers"]),
+        layers=tuple(
+            LayerInfo(**{**layer, "descriptor": _descriptor(layer["descriptor"])}) for layer in data["layers"]
+        ),
         inputs={name: _descriptor(d) for name, d in data["inputs"].items()},
         outputs={name: _descriptor(d) for name, d in data["outputs"].items()},
     )
 
 
-def _descriptor(data: dict) -> TensorDescriptor:
+def _descriptor(data: Json) -> TensorDescriptor:
     names = {f.name for f in fields(TensorDescriptor)}
     if set(data) != names:
         raise ProgramError(f"a descriptor has {', '.join(sorted(names))}, not {', '.join(sorted(data))}")
