@@ -1,0 +1,108 @@
+"""Compiles networks with the command line, as a user does, once for each set of options."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.networks import Network
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A command that ended.
+
+    Attributes:
+        code: Exit code.
+        stdout, stderr: What it wrote.
+        seconds: Wall clock.
+        cpu_seconds: Of the command and all that it started.
+    """
+
+    code: int
+    stdout: str
+    stderr: str
+    seconds: float
+    cpu_seconds: float
+
+    @property
+    def complaint(self) -> str:
+        """The last line of what it said on stderr."""
+        return (self.stderr.strip().splitlines() or ["no message"])[-1]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """An artefact folder, or why there is none.
+
+    Attributes:
+        folder: Where it stands.
+        ran: The compile command.
+        report: Its report.json; empty when the compile failed.
+    """
+
+    folder: Path
+    ran: Ran
+    report: dict
+
+    @property
+    def failed(self) -> str | None:
+        """Why there is no artefact, or None."""
+        return f"exit {self.ran.code}: {self.ran.complaint}" if self.ran.code else None
+
+
+@dataclass
+class Workshop:
+    """A folder of artefacts that the rows of one run share.
+
+    Attributes:
+        folder: Of artefacts and sample files.
+        quick: Smaller counts of simulated samples, for a first look.
+    """
+
+    folder: Path
+    quick: bool = False
+    _made: dict[tuple[str, ...], Compiled] = field(default_factory=dict)
+
+    def compile(self, network: Network, *options: str, model: Path | None = None) -> Compiled:
+        """Compile `network` (or a changed `model` of it) without the verify, unless that was done before."""
+        key = (str(model or network.path), *options)
+        if key not in self._made:
+            out = self.folder / f"{len(self._made)}-{network.key}"
+            calib = self.samples(network.key, network.calibration.read())
+            command = ["compile", str(model or network.path), "--target", "fpga", "-o", str(out), "--calib", str(calib)]
+            ran = edgec(*command, "--no-verify", *options)
+            report = json.loads((out / "report.json").read_text()) if ran.code == 0 else {}
+            self._made[key] = Compiled(out, ran, report)
+        return self._made[key]
+
+    def samples(self, name: str, x: np.ndarray, **others: np.ndarray) -> Path:
+        """A data file of float samples `x`, and labels where given."""
+        path = self.folder / f"{name}.npz"
+        if not path.exists():
+            np.savez(path, x=x, **others)
+        return path
+
+
+def edgec(*arguments: str | Path, timeout_s: float = 3600) -> Ran:
+    """Run the command line in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "compiler.cli", *map(str, arguments)]
+    spent, start = _children_cpu(), time.monotonic()
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
+    return Ran(ran.returncode, ran.stdout, ran.stderr, time.monotonic() - start, _children_cpu() - spent)
+
+
+def _children_cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
