@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include <unistd.h>
+
 #include "Vaccelerator.h"
 #include "verilated.h"
 #if VM_TRACE
@@ -275,13 +277,21 @@ void Bench::trace(const std::string& file) {
 
 bool take(void* data, size_t size) { return std::fread(data, 1, size, stdin) == size; }
 
+std::FILE* answers = nullptr;
+
+// Keeps standard output for answers: what the model prints ($display, $fatal) goes to standard error instead.
+void claim_standard_output() {
+    answers = fdopen(dup(STDOUT_FILENO), "wb");
+    dup2(STDERR_FILENO, STDOUT_FILENO);
+}
+
 void answer(const Bench& bench, const void* data, uint32_t size) {
     const uint8_t status = !bench.error.empty();
     if (status) data = bench.error.data(), size = bench.error.size();
-    std::fwrite(&status, 1, 1, stdout);
-    std::fwrite(&size, 1, sizeof size, stdout);
-    std::fwrite(data, 1, size, stdout);
-    std::fflush(stdout);
+    std::fwrite(&status, 1, 1, answers);
+    std::fwrite(&size, 1, sizeof size, answers);
+    std::fwrite(data, 1, size, answers);
+    std::fflush(answers);
 }
 
 bool take_header(Header* header) {
@@ -341,6 +351,7 @@ bool execute(Bench& bench, const Header& command) {
 }  // namespace
 
 int main(int argc, char** argv) {
+    claim_standard_output();
     VerilatedContext context;
     context.commandArgs(argc, argv);  // +verilator+rand+reset+2 and +verilator+seed+N of an x_initial="unique" build
 #if VM_TRACE

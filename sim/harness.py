@@ -184,7 +184,8 @@ class Harness:
         self._log.seek(0)
         text = self._log.read().decode(errors="replace").strip()
         return _with_remedy(f"the simulation {how}" + (f":\n{text[-2000:]}" if text else ""),
-                            "if it was out of memory or killed from outside, run it again")
+                            "if it was out of memory or killed from outside, run it again" if code < 0 else
+                            "see the message above; a trace shows how it came to this (Harness.trace)")
 
 
 _ANSWERED = (READ, RECEIVE, WAIT, CYCLES, SYNC)
