@@ -28,6 +28,7 @@ LONGEST_SIDE = 20
 MOST_CHANNELS = 12
 SATURATED_MOST = 0.25
 DISTINCT_LEAST = 16
+MOST_REGIONS = 9
 
 T = TypeVar("T")
 Attribute: TypeAlias = int | float | str | Sequence[int]
@@ -459,7 +460,25 @@ def _pool(network: _Network, op: str, *, dilated: bool, extra: dict[str, Attribu
     cell = window.cell(name, "-", network)
     network.node(op, [network.value], window.attributes() | extra | {"ceil_mode": ceil_mode})
     # onnx and onnxruntime disagree on a last window that lies wholly in the padding: no such case.
+    if op == "AveragePool" and _region_count(network) > MOST_REGIONS:
+        return False
     return _shape_by_onnx(network) == network.now.shape[2:] and network.add(cell)
+
+
+def _region_count(network: _Network) -> int:
+    """In how many rectangles of equal divisor the last node's output falls; more than 9 are not supported."""
+    node = network.nodes[-1]
+    held = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    begins, ends = np.array(held["pads"]).reshape(2, -1)
+    regions = 1
+    for axis, side in enumerate(network.values[node.input[0]].shape[2:]):
+        starts = np.arange(network.sides[axis]) * held["strides"][axis]
+        first, last = begins[axis], begins[axis] + side
+        if held["count_include_pad"]:
+            first, last = 0, last + ends[axis]
+        divisors = np.minimum(starts + held["kernel_shape"][axis], last) - np.maximum(starts, first)
+        regions *= 1 + int(np.count_nonzero(np.diff(divisors)))
+    return regions
 
 
 def _shape_by_onnx(network: _Network) -> tuple[int, ...]:
