@@ -6,7 +6,7 @@ from functools import cache
 from amaranth import Cat, ClockSignal, Const, Instance, Module, Mux, Signal, Value
 from amaranth.utils import ceil_log2
 
-from .pipeline import delay
+from hw.pipeline import delay
 
 LANE_BITS = 9
 SHAPES = ((36, 512), (18, 1024), (9, 2048), (4, 4096), (2, 8192), (1, 16384))

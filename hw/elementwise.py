@@ -4,11 +4,11 @@ from amaranth import Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from .config import MULTIPLIER_BITS, SHIFT_BITS, AcceleratorConfig
-from .isa import Elementwise as Operation
-from .multiplier import Multiplier
-from .pipeline import delay, partial_products, sum_tree
-from .rounding import RoundShift
+from hw.config import MULTIPLIER_BITS, SHIFT_BITS, AcceleratorConfig
+from hw.isa import Elementwise as Operation
+from hw.multiplier import Multiplier
+from hw.pipeline import delay, partial_products, sum_tree
+from hw.rounding import RoundShift
 
 _DIFFERENCE_BITS = 9
 _TREE_LEVELS = 4
@@ -104,7 +104,10 @@ class Elementwise(wiring.Component):
         m.submodules.multiply = multiply = Multiplier(
             signed(_MULTIPLICAND_BITS), signed(MULTIPLIER_BITS), self._config.technology
         )
-        m.d.comb += [multiply.a.eq(Mux(mul, first[:_MULTIPLICAND_BITS].as_signed(), b)), multiply.b.eq(self.multiplier_b)]
+        m.d.comb += [
+            multiply.a.eq(Mux(mul, first[:_MULTIPLICAND_BITS].as_signed(), b)),
+            multiply.b.eq(self.multiplier_b),
+        ]
         first = delay(m, first, Multiplier.LATENCY, name="first")
 
         # Stage 10: sum.

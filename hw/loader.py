@@ -5,11 +5,12 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from .axi import AXI4Stream
-from .config import DATA_BITS, AcceleratorConfig, beats
-from .isa import Memory, memory_shape
-from .register_file import load_count_bits
-from .tensor_walker import TensorWalker, byte_bits, descriptor_layout
+from hw.axi import AXI4Stream
+from hw.config import DATA_BITS, AcceleratorConfig, beats
+from hw.isa import Memory, memory_shape, program_shape
+from hw.pipeline import times
+from hw.register_file import load_count_bits
+from hw.tensor_walker import TensorWalker, byte_bits, descriptor_layout
 
 WORD_MEMORIES = (Memory.WEIGHT, Memory.PARAMETER, Memory.BLOCK, Memory.TAP, Memory.TABLE)
 _BEAT_BYTES = 4
@@ -110,7 +111,7 @@ class Loader(wiring.Component):
         with m.If(write):
             m.d.sync += address.eq(address + 1)
         with m.If(self.start & ~self.loading):
-            first_beat = _times(self.load_address, beats_of[Memory.PROGRAM])
+            first_beat = times(self.load_address, beats_of[Memory.PROGRAM])
             m.d.sync += [beat.eq(0), address.eq(Mux(is_program, first_beat, self.load_address))]
             with m.Switch(self.load_memory):
                 with m.Case(*beats_of):
@@ -150,9 +151,3 @@ class Loader(wiring.Component):
             self.tensor_enable.eq(place),
         ]
         return ready, walker.busy | self.tensor_enable
-
-
-def _times(value: Value, factor: int) -> Value:
-    """value * factor as a sum of shifts; a multiplication could become a DSP."""
-    terms = [value << bit for bit in range(factor.bit_length()) if factor >> bit & 1]
-    return sum(terms[1:], start=terms[0])

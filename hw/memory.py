@@ -5,9 +5,9 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from . import ecp5_memory
-from .config import TECHNOLOGIES, ConfigError
-from .pipeline import delay
+from hw import ecp5_memory
+from hw.config import TECHNOLOGIES, ConfigError
+from hw.pipeline import delay
 
 
 class Memory(wiring.Component):

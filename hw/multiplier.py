@@ -4,8 +4,8 @@ from amaranth import ClockSignal, Const, Instance, Module, Shape, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from .config import TECHNOLOGIES, ConfigError
-from .pipeline import delay
+from hw.config import TECHNOLOGIES, ConfigError
+from hw.pipeline import delay
 
 OPERAND_BITS = 18
 PRODUCT_BITS = 36

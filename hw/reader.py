@@ -4,10 +4,10 @@ from amaranth import Cat, Module, Mux, Signal, Value
 from amaranth.lib import fifo, wiring
 from amaranth.lib.wiring import In, Out
 
-from .axi import AXI4Stream
-from .config import DATA_BITS, AcceleratorConfig
-from .pipeline import delay
-from .tensor_walker import TensorWalker, descriptor_layout
+from hw.axi import AXI4Stream
+from hw.config import DATA_BITS, AcceleratorConfig
+from hw.pipeline import delay
+from hw.tensor_walker import TensorWalker, descriptor_layout
 
 _BEAT_BYTES = 4
 

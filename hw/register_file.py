@@ -5,11 +5,11 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from .axi import OKAY, AXI4Lite
-from .config import ABI_VERSION, AcceleratorConfig
-from .isa import Memory, memory_shape
-from .registers import ADDRESS_BITS, ID_VALUE, Register, StatusBit
-from .tensor_walker import PHASES, descriptor_layout
+from hw.axi import OKAY, AXI4Lite
+from hw.config import ABI_VERSION, AcceleratorConfig
+from hw.isa import Memory, memory_shape
+from hw.registers import ADDRESS_BITS, ID_VALUE, Register, StatusBit
+from hw.tensor_walker import PHASES, descriptor_layout
 
 _START, _CLEAR = 0, 1
 

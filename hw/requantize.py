@@ -4,10 +4,10 @@ from amaranth import Cat, Module, Signal, signed, unsigned
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from .config import MULTIPLIER_BITS, OFFSET_BITS, SHIFT_BITS, AcceleratorConfig
-from .multiplier import Multiplier
-from .pipeline import delay, partial_products, sum_tree
-from .rounding import RoundShift
+from hw.config import MULTIPLIER_BITS, OFFSET_BITS, SHIFT_BITS, AcceleratorConfig
+from hw.multiplier import Multiplier
+from hw.pipeline import delay, partial_products, sum_tree
+from hw.rounding import RoundShift
 
 _LOW_BITS = 18
 _TREE_LEVELS = 4

@@ -4,8 +4,8 @@ from amaranth import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from .config import SHIFT_BITS
-from .pipeline import delay
+from hw.config import SHIFT_BITS
+from hw.pipeline import delay
 
 _COARSE, _MIDDLE = 16, 4
 _SATURATED_BITS = 9

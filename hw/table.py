@@ -4,9 +4,9 @@ from amaranth import Cat, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from .config import DATA_BITS, AcceleratorConfig
-from .memory import Memory
-from .pipeline import delay
+from hw.config import DATA_BITS, AcceleratorConfig
+from hw.memory import Memory
+from hw.pipeline import delay
 
 ENTRIES = 256
 
