@@ -24,6 +24,7 @@ from passes import statistics
 from passes.base import Notes, PassReport, Rewrite
 from passes.cones import Kind, Point, points
 from passes.correct_bias import CorrectBias, affordable, correctable, spread
+from passes.equalize import MARK, Equalize, EqualizeConfig, equalizable
 from passes.statistics import Arrays, Histogram, Progress
 
 Q_MIN, Q_MAX = -128, 127
@@ -52,6 +53,7 @@ class QuantizeConfig:
         ranges: Of activations. The network's inputs always take their smallest and largest value.
         percentile: Percent of the values kept inside by Ranges.PERCENTILE.
         acc_bits: Signed accumulator width that every channel's sum provably fits.
+        equalize: How far to equalize the channels in front of depthwise Convs; None: not at all.
         correct_bias: Whether to remove each channel's mean error through its bias.
         correction_samples: At most this many samples, evenly spaced, are used for that.
     """
@@ -59,6 +61,7 @@ class QuantizeConfig:
     ranges: Ranges = Ranges.MSE
     percentile: float = 99.99
     acc_bits: int = 24
+    equalize: EqualizeConfig | None = EqualizeConfig()
     correct_bias: bool = True
     correction_samples: int = 64
 
@@ -120,18 +123,34 @@ def quantize(
     wanted = points(model, nodes)
     if not wanted:
         return result, PassReport("quantize")
-    found = statistics.collect(model, samples, [point.name for point in wanted], progress=progress)
-    step = Quantize(nodes, choose_scales(model, wanted, found.histograms, config), config)
-    step(result)
-    if not config.correct_bias:
-        return result, step.report
-    some = spread(samples, affordable(model, wanted, config.correction_samples))
-    outputs = correctable(model, wanted)
-    means = statistics.collect(model, some, (), list(outputs.values())).means
-    by_node = {node: means[value] for node, value in outputs.items()}
-    correction = CorrectBias(by_node, wanted, some, progress=progress)
-    correction(result)
-    return result, _joined(step.report, correction.report)
+    reports = []
+    if config.equalize and (convs := equalizable(model, wanted)):
+        peaks = statistics.collect(model, samples, peaks=convs, progress=progress).peaks
+        reports.append(_applied(Equalize(convs, peaks, config.equalize), result))
+    equalized = result.clone()
+    found = statistics.collect(equalized, samples, histograms=[point.name for point in wanted], progress=progress)
+    scales = choose_scales(equalized, wanted, found.histograms, config)
+    reports.append(_applied(Quantize(nodes, scales, config), result))
+    if config.correct_bias:
+        some = spread(samples, affordable(equalized, wanted, config.correction_samples))
+        outputs = correctable(equalized, wanted)
+        means = statistics.collect(equalized, some, means=outputs.values()).means
+        by_node = {node: means[value] for node, value in outputs.items()}
+        reports.append(_applied(CorrectBias(by_node, wanted, some, progress=progress), result))
+    return result, _joined(reports)
+
+
+def _applied(step: Rewrite, model: ir.Model) -> PassReport:
+    step(model)
+    return step.report
+
+
+def _joined(reports: list[PassReport]) -> PassReport:
+    """One report of several steps: nodes in the order of their first change."""
+    changed = dict.fromkeys(name for report in reports for name in report.changed)
+    skipped = {name: reason for report in reports for name, reason in report.skipped.items() if name not in changed}
+    metrics = {name: value for report in reports for name, value in report.metrics.items()}
+    return PassReport("quantize", tuple(changed), skipped, metrics)
 
 
 def why_not(model: ir.Model) -> str | None:
@@ -173,7 +192,9 @@ class Quantize(Rewrite):
         values = {value.name: value for value in [*model.graph.inputs, *_outputs(model)]}
         scalars = _Scalars(model.graph)
         for point in wanted:
-            _insert_pair(values[point.name], point, self._scales[point.name], scalars, self._nodes)
+            pair = _insert_pair(values[point.name], point, self._scales[point.name], scalars, self._nodes)
+            if point.anchor and by_name[point.anchor].metadata_props.pop(MARK, None):
+                pair.metadata_props[MARK] = "1"
             notes.changed.extend(point.nodes)
         _drop_unused(model.graph)
         _drop_dilations(model.graph)
@@ -486,11 +507,14 @@ def _dequantized_constant(
     return dequantize.outputs[0]
 
 
-def _insert_pair(value: ir.Value, point: Point, scale: Scale, scalars: _Scalars, nodes: frozenset[str]) -> None:
+def _insert_pair(value: ir.Value, point: Point, scale: Scale, scalars: _Scalars, nodes: frozenset[str]) -> ir.Node:
     """Put QuantizeLinear and DequantizeLinear behind `value`; its readers take the dequantized value.
 
     Readers of an accelerator input on the host keep the float value. A graph output keeps its name, on the
     dequantized value. The QuantizeLinear's metadata "edgec.point" is the point's name in the float graph.
+
+    Returns:
+        The QuantizeLinear.
     """
     producer = value.producer()
     quantize_node = edit.make("QuantizeLinear", [value, *scalars.of(scale)], f"{point.name}_q", dtype=ir.DataType.INT8)
@@ -511,6 +535,7 @@ def _insert_pair(value: ir.Value, point: Point, scale: Scale, scalars: _Scalars,
         graph.insert_after(producer, [quantize_node, dequantize])
     if not is_input and value.is_graph_output():
         _move_output(graph, value, result)
+    return quantize_node
 
 
 def _move_output(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
@@ -537,9 +562,3 @@ def _drop_dilations(graph: ir.Graph) -> None:
 
 def _outputs(model: ir.Model) -> list[ir.Value]:
     return [value for node in model.graph for value in node.outputs]
-
-
-def _joined(first: PassReport, second: PassReport) -> PassReport:
-    return PassReport(
-        first.name, first.changed, {**first.skipped, **second.skipped}, {**first.metrics, **second.metrics}
-    )

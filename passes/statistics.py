@@ -111,11 +111,13 @@ class Statistics:
     Attributes:
         histograms: Of the values asked for.
         means: Mean of every channel (axis 1) over samples and positions, float64 [C], of the values asked for.
+        peaks: Largest |value| of every channel, float64 [C], of the values asked for.
         samples: How many samples were run.
     """
 
     histograms: dict[str, Histogram]
     means: dict[str, NDArray[np.float64]]
+    peaks: dict[str, NDArray[np.float64]]
     samples: int
 
 
@@ -174,42 +176,51 @@ def _clipping(
 def collect(
     model: ir.Model,
     samples: Arrays,
-    histograms: Sequence[str],
-    means: Sequence[str] = (),
     *,
+    histograms: Iterable[str] = (),
+    means: Iterable[str] = (),
+    peaks: Iterable[str] = (),
     progress: Progress | None = None,
 ) -> Statistics:
-    """Run `model` on every sample and gather histograms and channel means.
+    """Run `model` on every sample and gather what is asked of the named float values (graph inputs too).
 
     Args:
         model: Any model that onnxruntime runs; intact afterwards.
         samples: Inputs by name, [N, ...].
-        histograms: Names of float values (graph inputs too) whose histogram is wanted.
-        means: Names of float values whose channel means are wanted.
+        histograms, means, peaks: Names of the values of which each is wanted.
         progress: Told ("calibrate", done, total).
 
     Raises:
         StatisticsError: an activation is NaN or infinite; the message names it.
     """
-    found = {name: Histogram() for name in histograms}
-    sums: dict[str, NDArray[np.float64]] = {}
     total = count(samples)
-    for done, values in enumerate(run(model, samples, dict.fromkeys([*histograms, *means])), 1):
-        for name, histogram in found.items():
+    found = Statistics({name: Histogram() for name in histograms}, {}, {}, total)
+    summed, highest = list(means), list(peaks)
+    for done, values in enumerate(run(model, samples, dict.fromkeys([*found.histograms, *summed, *highest])), 1):
+        for name, histogram in found.histograms.items():
             try:
                 histogram.add(values[name])
             except StatisticsError as error:
                 raise StatisticsError(f"value '{name}' {error} in sample {done - 1}") from None
-        for name in means:
-            sums[name] = sums.get(name, 0.0) + channel_mean(values[name])
+        for name in summed:
+            found.means[name] = found.means.get(name, 0.0) + channel_mean(values[name]) / total
+        for name in highest:
+            found.peaks[name] = np.maximum(found.peaks.get(name, 0.0), np.abs(_by_channel(values[name])).max(axis=1))
         if progress:
             progress("calibrate", done, total)
-    return Statistics(found, {name: value / total for name, value in sums.items()}, total)
+    return found
 
 
 def channel_mean(values: NDArray[np.float32]) -> NDArray[np.float64]:
     """Mean over all axes but axis 1, float64 [C]."""
-    return values.mean(axis=tuple(axis for axis in range(values.ndim) if axis != 1), dtype=np.float64)
+    return _by_channel(values).mean(axis=1)
+
+
+def _by_channel(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """float64 [C, everything else]; one channel where there is no axis 1."""
+    if values.ndim < 2:
+        return values.reshape(1, -1).astype(np.float64)
+    return np.moveaxis(values, 1, 0).reshape(values.shape[1], -1).astype(np.float64)
 
 
 def count(samples: Arrays) -> int:
@@ -263,19 +274,49 @@ def sqnr(
     """Signal to quantization noise of every int8 point, in dB: 10 log10(sum x**2 / sum (x - x_quantized)**2).
 
     Both models run end to end, so the noise of a point includes what came before it. Infinite where there is none.
+    An equalized point (its channels carry factors) is compared after the best factor for each channel.
     """
     pairs = quantized_points(quantized_model)
-    signal, noise = dict.fromkeys(pairs, 0.0), dict.fromkeys(pairs, 0.0)
+    sums = dict.fromkeys(pairs, _Noise())
     total = count(samples)
     runs = zip(run(float_model, samples, pairs), run(quantized_model, samples, pairs.values()), strict=True)
     for done, (exact, quantized) in enumerate(runs, 1):
         for name, dequantized in pairs.items():
-            x = exact[name].astype(np.float64)
-            signal[name] += float(np.square(x).sum())
-            noise[name] += float(np.square(x - quantized[dequantized]).sum())
+            sums[name] = sums[name].add(_by_channel(exact[name]), _by_channel(quantized[dequantized]))
         if progress:
             progress("compare", done, total)
-    return {name: _decibel(signal[name], noise[name]) for name in pairs}
+    equalized = {
+        node.metadata_props["edgec.point"] for node in quantized_model.graph if "edgec.equalized" in node.metadata_props
+    }
+    return {name: noise.decibel(by_channel=name in equalized) for name, noise in sums.items()}
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """Per channel, the sums from which signal and noise follow."""
+
+    signal: NDArray[np.float64] | float = 0.0
+    noise: NDArray[np.float64] | float = 0.0
+    product: NDArray[np.float64] | float = 0.0
+    square: NDArray[np.float64] | float = 0.0
+
+    def add(self, exact: NDArray[np.float64], quantized: NDArray[np.float64]) -> _Noise:
+        return _Noise(
+            self.signal + np.square(exact).sum(axis=1),
+            self.noise + np.square(exact - quantized).sum(axis=1),
+            self.product + (exact * quantized).sum(axis=1),
+            self.square + np.square(quantized).sum(axis=1),
+        )
+
+    def decibel(self, *, by_channel: bool) -> float:
+        """10 log10(signal / noise); `by_channel` after the best factor for each channel, as equalization leaves it."""
+        signal, noise = float(np.sum(self.signal)), float(np.sum(self.noise))
+        if by_channel:
+            explained = np.square(self.product) / np.where(np.asarray(self.square) > 0, self.square, 1.0)
+            noise = float(np.sum(np.maximum(self.signal - explained, 0.0)))
+        if noise == 0:
+            return math.inf
+        return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
 def quantized_points(model: ir.Model) -> dict[str, str]:
@@ -286,9 +327,3 @@ def quantized_points(model: ir.Model) -> dict[str, str]:
             readers = node.outputs[0].consumers()
             found[node.metadata_props["edgec.point"]] = str(readers[0].outputs[0].name)
     return found
-
-
-def _decibel(signal: float, noise: float) -> float:
-    if noise == 0:
-        return math.inf
-    return 10 * math.log10(signal / noise) if signal else -math.inf
