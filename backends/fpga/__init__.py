@@ -1,0 +1,1 @@
+"""FPGA backend: fold -> layout -> schedule -> allocate -> assemble -> emit."""
