@@ -4,12 +4,11 @@ The models are independent of this project. The driver is the same synchronous c
 it with `await bridge(function)(...)`, in a thread, while the simulation goes on.
 """
 
-from cocotb.handle import SimHandleBase
 from cocotb.task import resume
 from cocotb.triggers import RisingEdge
 from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiStreamBus, AxiStreamSink, AxiStreamSource
 
-from sim.stream import pauses
+from sim.stream import Dut, pauses
 from sim.verilator import SimError
 
 REGISTER_BYTES = 4
@@ -24,7 +23,7 @@ class AxiTransport:
         seed: Of the pauses.
     """
 
-    def __init__(self, dut: SimHandleBase, *, pause_probability: float = 0.0, seed: int = 0) -> None:
+    def __init__(self, dut: Dut, *, pause_probability: float = 0.0, seed: int = 0) -> None:
         self._dut = dut
         self._registers = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axil"), dut.clk, dut.rst)
         self._source = AxiStreamSource(AxiStreamBus.from_prefix(dut, "s_axis"), dut.clk, dut.rst)

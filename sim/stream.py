@@ -8,16 +8,18 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
+from typing import Any
 
 import cocotb
 from cocotb.clock import Clock
-from cocotb.handle import LogicArrayObject, LogicObject, SimHandleBase
+from cocotb.handle import LogicArrayObject, LogicObject
 from cocotb.triggers import RisingEdge
 
 CLOCK_NS = 10
 RESET_CYCLES = 4
 
-Pin = LogicObject | LogicArrayObject
+Dut = Any
+"""The component under test: cocotb finds its signals by name at run time."""
 
 
 class StreamRuleError(AssertionError):
@@ -29,17 +31,17 @@ class Pins:
     """The signals of one stream and the clock domain it is in."""
 
     name: str
-    payload: Pin
-    valid: Pin
-    ready: Pin | None
-    clock: Pin
-    reset: Pin | None
+    payload: LogicArrayObject | LogicObject
+    valid: LogicObject
+    ready: LogicObject | None
+    clock: LogicObject
+    reset: LogicObject | None
 
     @classmethod
-    def of(cls, dut: SimHandleBase, prefix: str) -> "Pins":
+    def of(cls, dut: Dut, prefix: str) -> "Pins":
         """The stream `prefix` of a component converted by Amaranth; without `ready` where it has none."""
-        return cls(prefix, *(getattr(dut, f"{prefix}__{member}") for member in ("payload", "valid")),
-                   getattr(dut, f"{prefix}__ready", None), dut.clk, getattr(dut, "rst", None))
+        payload, valid = getattr(dut, f"{prefix}__payload"), getattr(dut, f"{prefix}__valid")
+        return cls(prefix, payload, valid, getattr(dut, f"{prefix}__ready", None), dut.clk, getattr(dut, "rst", None))
 
 
 def pauses(probability: float, seed: int = 0) -> Iterator[bool]:
@@ -48,13 +50,13 @@ def pauses(probability: float, seed: int = 0) -> Iterator[bool]:
     return iter(lambda: generator.random() < probability, None)
 
 
-async def start(dut: SimHandleBase) -> None:
+async def start(dut: Dut) -> None:
     """Start the clock and reset the component."""
     Clock(dut.clk, CLOCK_NS, unit="ns").start()
     await reset(dut)
 
 
-async def reset(dut: SimHandleBase) -> None:
+async def reset(dut: Dut) -> None:
     """Hold `rst` for a few cycles."""
     dut.rst.value = 1
     for _ in range(RESET_CYCLES):
@@ -114,7 +116,8 @@ class StreamSink:
         Raises:
             TimeoutError: They did not come within `max_cycles`.
         """
-        pins, taken, seen = self._pins, [], False
+        pins, seen = self._pins, False
+        taken: list[int] = []
         for _ in range(max_cycles):
             if len(taken) == count:
                 break

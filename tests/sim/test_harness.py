@@ -29,7 +29,9 @@ def toy_verilog() -> str:
 
 
 def descriptor(channels: int, height: int, width: int) -> TensorDescriptor:
-    return TensorDescriptor((0, 0, 0, 0), plane=height * width, pitch=width, width=width, height=height, channels=channels)
+    return TensorDescriptor(
+        (0, 0, 0, 0), plane=height * width, pitch=width, width=width, height=height, channels=channels
+    )
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def literal_address(d: TensorDescriptor, rows: int, c: int, y: int, x: int) -> t
 @pytest.mark.parametrize("rows", [1, 2, 8])
 def test_addresses_are_those_of_the_walk(phases: int, rows: int) -> None:
     byte = tuple(min(b, rows - 1) for b in (0, 1, 0, 3))
-    d = TensorDescriptor((10, 200, 400, 600), plane=37, pitch=6, width=5, height=3, channels=11, byte=byte, phases=phases)
+    d = replace(MAP, base=(10, 200, 400, 600), plane=37, pitch=6, channels=11, byte=byte, phases=phases)
     word, lane = d.addresses(rows)
     for index in np.ndindex(d.shape):
         assert (word[index], lane[index]) == literal_address(d, rows, *index)
