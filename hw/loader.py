@@ -8,7 +8,6 @@ from amaranth.utils import ceil_log2
 from hw.axi import AXI4Stream
 from hw.config import DATA_BITS, AcceleratorConfig, beats
 from hw.isa import Memory, memory_shape, program_shape
-from hw.pipeline import times
 from hw.register_file import load_count_bits
 from hw.tensor_walker import TensorWalker, byte_bits, descriptor_layout
 
@@ -16,18 +15,12 @@ WORD_MEMORIES = (Memory.WEIGHT, Memory.PARAMETER, Memory.BLOCK, Memory.TAP, Memo
 _BEAT_BYTES = 4
 
 
-def program_depth(config: AcceleratorConfig) -> int:
-    """Words of 32 bits in the program memory."""
-    words, bits = memory_shape(config, Memory.PROGRAM)
-    return words * beats(bits)
-
-
 class Loader(wiring.Component):
     """Fill a memory, or place a map, from the input stream.
 
     Beats of a word are gathered, lowest first, and written at once. The program alone is written beat by beat, at
-    instruction * beats + beat, so that its memory is 32 bits wide. Bytes of a map go one by one where the walker
-    says; what is left of the last beat is dropped.
+    instruction * stride + beat (see isa.program_shape), so that its memory is 32 bits wide. Bytes of a map go one
+    by one where the walker says; what is left of the last beat is dropped.
 
     Timing:
         One beat a cycle for words, one byte a cycle for maps. A write happens 1 cycle after its last beat or byte is
@@ -62,7 +55,7 @@ class Loader(wiring.Component):
             "load_count": In(count_bits),
             "load_tensor": In(descriptor_layout(config)),
             "loading": Out(1),
-            "program_address": Out(ceil_log2(program_depth(config))),
+            "program_address": Out(ceil_log2(program_shape(config)[0])),
             "program_data": Out(32),
             "program_enable": Out(1),
             "tensor_address": Out(config.address_bits),
@@ -91,11 +84,12 @@ class Loader(wiring.Component):
         config = self._config
         beats_of = {memory: beats(memory_shape(config, memory)[1]) for memory in (*WORD_MEMORIES, Memory.PROGRAM)}
         most = max(beats_of[memory] for memory in WORD_MEMORIES)
-        address = Signal(max(len(self.load_address), len(self.program_address)))
+        address = Signal.like(self.load_address)
         words_left = Signal.like(self.load_count)
         beat = Signal(range(max(beats_of.values())))
         last_beat, is_program = Signal(), self.load_memory == Memory.PROGRAM
         gathered, write = Signal(32 * most, reset_less=True), Signal()
+        written_beat, ends_word = Signal.like(beat), Signal()
         take = words_left.any() & self.i.tvalid
 
         with m.Switch(self.load_memory):
@@ -103,28 +97,36 @@ class Loader(wiring.Component):
                 with m.Case(memory):
                     m.d.comb += last_beat.eq(beat == count - 1)
         # The newest beat is on top, so a word of k beats is the k topmost beats.
-        m.d.sync += write.eq(take & (last_beat | is_program))
+        m.d.sync += [
+            write.eq(take & (last_beat | is_program)),
+            written_beat.eq(beat),
+            ends_word.eq(last_beat),
+        ]
         with m.If(take):
             m.d.sync += [gathered.eq(Cat(gathered[32:], self.i.tdata)), beat.eq(beat + 1)]
             with m.If(last_beat):
                 m.d.sync += [beat.eq(0), words_left.eq(words_left - 1)]
-        with m.If(write):
+        with m.If(write & ends_word):
             m.d.sync += address.eq(address + 1)
         with m.If(self.start & ~self.loading):
-            first_beat = times(self.load_address, beats_of[Memory.PROGRAM])
-            m.d.sync += [beat.eq(0), address.eq(Mux(is_program, first_beat, self.load_address))]
+            m.d.sync += [beat.eq(0), address.eq(self.load_address)]
             with m.Switch(self.load_memory):
                 with m.Case(*beats_of):
                     m.d.sync += words_left.eq(self.load_count)
 
-        for memory, count in beats_of.items():
-            name, width = memory.name.lower(), 1 if memory == Memory.PROGRAM else count
-            word = gathered[32 * (most - width):]
+        for memory in WORD_MEMORIES:
+            name = memory.name.lower()
             m.d.comb += [
                 getattr(self, f"{name}_address").eq(address),
-                getattr(self, f"{name}_data").eq(word),
+                getattr(self, f"{name}_data").eq(gathered[32 * (most - beats_of[memory]):]),
                 getattr(self, f"{name}_enable").eq(write & (self.load_memory == memory)),
             ]
+        stride_bits = ceil_log2(program_shape(config)[1])
+        m.d.comb += [
+            self.program_address.eq(Cat(written_beat[:stride_bits], address)),
+            self.program_data.eq(gathered[-32:]),
+            self.program_enable.eq(write & is_program),
+        ]
         return words_left.any(), words_left.any() | write
 
     def _bytes(self, m: Module) -> tuple[Value, Value]:
