@@ -59,7 +59,7 @@ Elementwise operations and tables need `single_drain`.
 from dataclasses import dataclass
 from enum import IntEnum
 
-from .config import DATA_BITS, DELTA_BITS, MULTIPLIER_BITS, OFFSET_BITS, SHIFT_BITS, AcceleratorConfig
+from hw.config import DATA_BITS, DELTA_BITS, MULTIPLIER_BITS, OFFSET_BITS, SHIFT_BITS, AcceleratorConfig, beats
 
 
 class Memory(IntEnum):
@@ -252,3 +252,9 @@ def memory_shape(config: AcceleratorConfig, memory: Memory) -> tuple[int, int]:
         case Memory.PROGRAM:
             return config.instructions, instruction_layout(config).width
     raise ValueError("TENSOR is addressed by a descriptor, not by words")
+
+
+def program_shape(config: AcceleratorConfig) -> tuple[int, int]:
+    """(words of 32 bits, words of one instruction) of the program memory; instructions follow each other."""
+    size = beats(instruction_layout(config).width)
+    return config.instructions * size, size
