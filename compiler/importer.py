@@ -15,7 +15,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnx import TensorProto, defs
 
-from compiler import model_file, opsets
+from compiler import model_file, opsets, qdq, qonnx
 from compiler.model_file import ModelError, error
 from passes.base import PassReport, run
 from passes.clean import clean
@@ -124,11 +124,15 @@ def _static(value: ir.Value) -> Shape:
 def _to_ir(proto: onnx.ModelProto, path: Path, input_shapes: Mapping[str, Shape]) -> ir.Model:
     _initializers_are_no_inputs(proto)
     _name_nodes(proto)
+    qonnx.declare_domains(proto)
+    qdq.standardize_domains(proto)
     _check(proto, path)
     _freeze_shapes(proto, path, input_shapes)
     proto = opsets.to_canonical_opset(proto, path)
     model = ir.serde.deserialize_model(proto)
     common.NameFixPass()(model)
+    qonnx.to_standard(model, path)
+    qdq.to_int8(model, path)
     _infer(model, path)
     return model
 
@@ -206,6 +210,8 @@ def _operator_problems(proto: onnx.ModelProto) -> Iterator[str]:
         where = f"node {node.name!r} ({node.op_type})"
         if any(a.HasField("g") or a.graphs for a in node.attribute) or node.op_type in _SUBGRAPHS:
             yield f"{where}: a subgraph, which no target runs"
+        elif qonnx.is_quantizer(node.domain, node.op_type):
+            continue
         elif node.domain not in (*_DEFAULT, "ai.onnx.ml"):
             yield f"{where}: unknown domain {node.domain!r}"
         elif node.op_type in _INTEGER_OPS:

@@ -11,8 +11,10 @@ from passes.explicit_windows import ExplicitWindows
 from passes.fold_affine import FoldAffine
 from passes.fold_batchnorm import FoldBatchNorm
 from passes.fold_constants import FoldConstants
+from passes.fold_weight_layout import FoldWeightLayout
 from passes.infer_shapes import InferShapes
 from passes.merge_pad import MergePad
+from passes.quantize_output import QuantizeOutput
 from passes.remove_noops import RemoveNoops
 from passes.remove_transposes import RemoveTransposes
 from passes.tidy import Tidy
@@ -24,6 +26,7 @@ def clean() -> list[ir.passes.InPlacePass]:
         FoldConstants(),
         RemoveNoops(),
         ExplicitWindows(),
+        FoldWeightLayout(),
         RemoveTransposes(),
         CanonicalizeOps(),
         MergePad(),
@@ -31,6 +34,7 @@ def clean() -> list[ir.passes.InPlacePass]:
         CanonicalizeLayout(),
         FoldBatchNorm(),
         FoldAffine(),
+        QuantizeOutput(),
         RemoveNoops(),
         Tidy(),
         InferShapes(),

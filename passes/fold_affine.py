@@ -18,6 +18,7 @@ from passes.graph import (
     integer,
     ints,
     is_op,
+    is_quantized,
     make,
     new_initializer,
     only_consumer,
@@ -72,13 +73,15 @@ class FoldAffine(Rewrite):
 
     def rewrite(self, model: ir.Model, notes: Notes) -> None:
         for node in list(model.graph):
-            if node.graph is not None and (affine := _affine(node)) is not None and _fold_back(node, affine):
+            if node.graph is None or (affine := _affine(node)) is None or _is_after_last_quantizer(node):
+                continue
+            if _fold_back(node, affine):
                 notes.change(node)
         for node in list(model.graph):
             if node.graph is None or (affine := _affine(node)) is None:
                 continue
             reason = _fold_on(node, affine)
-            if reason and _becomes_depthwise(node, affine, notes):
+            if reason and _becomes_depthwise(node, affine):
                 reason = None
             if reason:
                 notes.skip(node, reason)
@@ -126,6 +129,11 @@ def _channel_vector(array: NDArray[np.float64], shape: tuple[int, ...]) -> NDArr
     return full.reshape(-1) if full.size == full.shape[1] == shape[1] else None
 
 
+def _is_after_last_quantizer(node: ir.Node) -> bool:
+    """Whether a quantized network ends with `node` and the like: its integer scores stay integers, ties included."""
+    return is_quantized(graph_of(node)) and not _reaches(node, ("QuantizeLinear",), upstream=False)
+
+
 def _fold_back(node: ir.Node, affine: _Affine) -> bool:
     producer = affine.source.producer()
     if producer is None or why_not_linear(producer) is not None:
@@ -142,6 +150,8 @@ def _fold_on(node: ir.Node, affine: _Affine) -> str | None:
     """Fold into the next layer; why not, or None when done."""
     if _depends_on_raw_input_alone(node):
         return "it scales the network's input, which the host does"
+    if _is_after_last_quantizer(node):
+        return "it scales the network's output, which the host does"
     if affine.is_scalar and _is_inside_function(node):
         return "it is part of a function of one variable"
     consumer = only_consumer(node.outputs[0])
@@ -176,11 +186,13 @@ def _enter_input(consumer: ir.Node, weights: NDArray[np.generic], affine: _Affin
         set_input(consumer, 2, new_initializer(graph, f"{consumer.name}_bias", total.astype(np.float32)))
 
 
-def _becomes_depthwise(node: ir.Node, affine: _Affine, notes: Notes) -> bool:
+def _becomes_depthwise(node: ir.Node, affine: _Affine) -> bool:
     shape = shape_of(affine.source) or ()
     if len(shape) not in (2, 4) or (affine.is_scalar and _is_inside_function(node)):
         return False
-    if not (_reaches_layer(node, upstream=True) and _reaches_layer(node, upstream=False)):
+    if is_quantized(graph_of(node)):
+        return False
+    if not (_reaches(node, _LINEAR, upstream=True) and _reaches(node, _LINEAR, upstream=False)):
         return False
     factor, shift = affine.per_channel(shape[1])
     if len(shape) == 4:
@@ -253,12 +265,12 @@ def _only_relu(producer: ir.Node | None, node: ir.Node) -> bool:
     return linear_next and producer is not None and is_op(producer, "Relu", "Clip") and len(producer.outputs[0].uses()) == 1
 
 
-def _reaches_layer(node: ir.Node, *, upstream: bool) -> bool:
+def _reaches(node: ir.Node, op_types: tuple[str, ...], *, upstream: bool) -> bool:
     seen, stack = {node}, [node]
     while stack:
         current = stack.pop()
         for other in current.predecessors() if upstream else current.successors():
-            if is_op(other, *_LINEAR):
+            if is_op(other, *op_types):
                 return True
             if other not in seen:
                 seen.add(other)

@@ -10,9 +10,11 @@ from passes.base import Notes, Rewrite
 from passes.graph import (
     absorb,
     constant,
+    graph_of,
     integer,
     ints,
     is_op,
+    is_quantized,
     make,
     new_initializer,
     number,
@@ -20,7 +22,6 @@ from passes.graph import (
     replace,
     shape_of,
 )
-from passes.graph import graph_of
 from passes.weights import scale_and_shift, why_not_linear
 
 Channels = NDArray[np.float64]
@@ -73,6 +74,8 @@ def _fold(node: ir.Node) -> str | None:
         if scale_and_shift(producer, factor, shift) is None:
             absorb(producer, node)
             return None
+    if is_quantized(graph_of(node)):
+        return f"the network is quantized, and {why_not_linear(producer) or 'the layer before it cannot take it'}"
     rank = len(shape_of(source) or ())
     if rank == 4 and not _next_layer_takes_shift(node):
         replace(node, depthwise(node, source, factor, shift))

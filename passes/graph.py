@@ -61,6 +61,11 @@ def operand(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
 
 
+def is_quantized(graph: ir.Graph) -> bool:
+    """Whether the network brought its own quantization: float layers must not be added to it."""
+    return any(is_op(node, "QuantizeLinear") for node in graph)
+
+
 def only_consumer(value: ir.Value) -> ir.Node | None:
     """The one node that reads `value`, once; None when it is read twice, by nobody, or is a graph output."""
     uses = tuple(value.uses())
