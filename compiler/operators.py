@@ -276,7 +276,11 @@ def _why_not_gemm(node: ir.Node, views: Views) -> str | None:
 def _why_not_matmul(node: ir.Node, views: Views) -> str | None:
     source = shape_of(node.inputs[0])
     if constant_of(node.inputs[1]) is None:
-        return "its weights are computed at run time" if constant_of(node.inputs[0]) is None else "its left side is constant"
+        return (
+            "its weights are computed at run time"
+            if constant_of(node.inputs[0]) is None
+            else "its left side is constant"
+        )
     if source is None or len(source) != 2 or source[0] != 1:
         return f"its input has shape {list(source or ())}; [1, features] is supported"
     return None
@@ -304,7 +308,9 @@ def _why_not_pool(node: ir.Node, views: Views) -> str | None:
 
 def _why_not_global(node: ir.Node, views: Views) -> str | None:
     shape = shape_of(node.inputs[0])
-    return None if shape and len(shape) in (3, 4) else f"pooling over {len(shape or ()) - 2} axes; 1 and 2 are supported"
+    return (
+        None if shape and len(shape) in (3, 4) else f"pooling over {len(shape or ()) - 2} axes; 1 and 2 are supported"
+    )
 
 
 def _why_not_mean(node: ir.Node, views: Views) -> str | None:
