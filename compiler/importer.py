@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
@@ -174,7 +173,9 @@ def _remedy(problems: list[str]) -> str:
         return "export with constant control flow, so that tracing unrolls it"
     if "domain" in text or "operator" in text:
         return "export with standard ONNX operators; do not save the model after onnxruntime's own optimizations"
-    return "check the training or export that wrote these values" if "elements are" in text else "export the model again"
+    if "elements are" in text:
+        return "check the training or export that wrote these values"
+    return "export the model again"
 
 
 def _graph_problems(proto: onnx.ModelProto) -> Iterator[str]:
@@ -305,5 +306,7 @@ def _infer(model: ir.Model, path: Path) -> None:
         # onnx raises InferenceError, RuntimeError or ValueError, wrapped by the pass.
         reason = " ".join(str(cause.__cause__ or cause).split())
         raise error(
-            path, [f"its shapes contradict each other: {reason}"], "give the shape it was exported for with --input-shape"
+            path,
+            [f"its shapes contradict each other: {reason}"],
+            "give the shape it was exported for with --input-shape",
         ) from cause

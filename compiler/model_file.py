@@ -14,7 +14,7 @@ from onnx import TensorProto, numpy_helper
 FILE_BYTES_MAX = (1 << 31) - 1
 """What protobuf can hold."""
 
-_BITS = {
+_BITS: dict[int, int] = {
     TensorProto.INT4: 4,
     TensorProto.UINT4: 4,
     TensorProto.FLOAT4E2M1: 4,
@@ -23,7 +23,7 @@ _BITS = {
 }
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 # Where each type keeps its elements when they are not in raw_data, and how many entries an element takes.
-_TYPED = {TensorProto.COMPLEX64: 2, TensorProto.COMPLEX128: 2}
+_TYPED: dict[int, int] = {TensorProto.COMPLEX64: 2, TensorProto.COMPLEX128: 2}
 
 
 class ModelError(ValueError):

@@ -50,7 +50,9 @@ def _upgrade(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
         # The converter raises RuntimeError, ValueError and its own types for what it cannot convert.
         reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         raise error(
-            path, [f"opset {opset_of(model)} cannot be converted to {OPSET}: {reason}"], f"export with opset_version={OPSET}"
+            path,
+            [f"opset {opset_of(model)} cannot be converted to {OPSET}: {reason}"],
+            f"export with opset_version={OPSET}",
         ) from cause
 
 

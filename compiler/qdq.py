@@ -14,8 +14,9 @@ from passes.graph import constant, graph_of, is_op, new_initializer, operand, se
 _MICROSOFT = "com.microsoft"
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 # These move integers or pick the largest: the same whether 128 is subtracted before or after.
-_KEEPS_ORDER = (
-    "MaxPool Reshape Transpose Squeeze Unsqueeze Flatten Slice Gather Concat Split Identity DepthToSpace".split()
+_KEEPS_ORDER = (  # fmt: skip
+    "MaxPool", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Gather", "Concat", "Split",
+    "Identity", "DepthToSpace",
 )
 
 

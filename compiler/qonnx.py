@@ -106,7 +106,7 @@ def _problems(node: ir.Node) -> Iterator[str]:
 def _why_not_scale(node: ir.Node) -> str | None:
     scale = constant(operand(node, 1))
     assert scale is not None
-    if not (np.isfinite(scale).all() and (scale > 0).all()):
+    if not (np.isfinite(_scale(node)).all() and (_scale(node) > 0).all()):
         return "its scale is not positive"
     if sum(d != 1 for d in scale.shape) > 1:
         return f"its scale of shape {list(scale.shape)} varies along several axes"
@@ -286,7 +286,8 @@ def _float(node: ir.Node, name: str, value: float) -> ir.Value:
 def _replace_bipolar(node: ir.Node) -> None:
     """x >= 0 ? scale : -scale, then its int8 form."""
     scale = float(_scale(node).reshape(()))
-    test = make("GreaterOrEqual", [node.inputs[0], _float(node, "zero", 0.0)], f"{node.name}_test", dtype=ir.DataType.BOOL)
+    zero = _float(node, "zero", 0.0)
+    test = make("GreaterOrEqual", [node.inputs[0], zero], f"{node.name}_test", dtype=ir.DataType.BOOL)
     plus, minus = _float(node, "plus", scale), _float(node, "minus", -scale)
     choose = make("Where", [test.outputs[0], plus, minus], f"{node.name}_choose")
     quantizer = _Quantizer(np.asarray(scale, np.float32), 0, _INT8_MIN, _INT8_MAX, 1)

@@ -113,7 +113,8 @@ def _step(node: ir.Node, indices: Indices) -> Indices:
 
 def _slices(node: ir.Node, rank: int) -> tuple[slice, ...]:
     starts, ends, axes, steps = (constant(operand(node, i)) for i in (1, 2, 3, 4))
-    assert starts is not None and ends is not None
+    assert starts is not None
+    assert ends is not None
     result = [slice(None)] * rank
     for i in range(len(starts)):
         axis = i if axes is None else int(axes[i]) % rank

@@ -30,10 +30,11 @@ from passes.graph import (
 from passes.weights import scale_and_shift, weights_of, why_not_linear
 
 # Functions of one variable that a 256-entry table computes; a scalar constant beside one belongs to it.
-_FUNCTIONS = frozenset(
-    "Sigmoid Tanh HardSwish HardSigmoid LeakyRelu Elu Selu Celu Gelu Softplus Softsign Mish Erf Exp Log Sqrt Abs Neg "
-    "Reciprocal ThresholdedRelu Clip Relu Pow Sin Cos Atan Floor Ceil Round Sign".split()
-)
+_FUNCTIONS = frozenset({  # fmt: skip
+    "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Softplus",
+    "Softsign", "Mish", "Erf", "Exp", "Log", "Sqrt", "Abs", "Neg", "Reciprocal", "ThresholdedRelu", "Clip", "Relu",
+    "Pow", "Sin", "Cos", "Atan", "Floor", "Ceil", "Round", "Sign",
+})
 _LINEAR = ("Conv", "Gemm", "ConvTranspose", "MatMul", "LSTM", "GRU", "RNN")
 
 
@@ -98,7 +99,8 @@ def _affine(node: ir.Node) -> _Affine | None:
         return None
     array = right if left is None else left
     source = node.inputs[0] if left is None else node.inputs[1]
-    assert array is not None and source is not None
+    assert array is not None
+    assert source is not None
     shape = shape_of(source)
     if shape is None or shape != shape_of(node.outputs[0]) or array.dtype != np.float32:
         return None
@@ -158,7 +160,8 @@ def _fold_on(node: ir.Node, affine: _Affine) -> str | None:
     if consumer is None or not is_op(consumer, "Conv", "Gemm") or consumer.inputs[0] is not node.outputs[0]:
         return "neither neighbour is a Conv or Gemm that can take it"
     weights = weights_of(consumer)
-    if weights is None or weights.dequantize is not None or (is_op(consumer, "Gemm") and integer(consumer, "transB", 0) != 1):
+    transposed = is_op(consumer, "Gemm") and integer(consumer, "transB", 0) != 1
+    if weights is None or weights.dequantize is not None or transposed:
         return f"the weights of node {consumer.name!r} are quantized or not constant"
     if operand(consumer, 2) is not None and constant(operand(consumer, 2)) is None:
         return f"the bias of node {consumer.name!r} is quantized or not constant"
@@ -261,8 +264,9 @@ def _variable(value: ir.Value) -> ir.Value:
 def _only_relu(producer: ir.Node | None, node: ir.Node) -> bool:
     """A Relu or Clip before and a layer after: the constant belongs to the layer, not to a table."""
     consumer = only_consumer(node.outputs[0])
-    linear_next = consumer is not None and is_op(consumer, "Conv", "Gemm")
-    return linear_next and producer is not None and is_op(producer, "Relu", "Clip") and len(producer.outputs[0].uses()) == 1
+    if producer is None or not is_op(producer, "Relu", "Clip") or len(producer.outputs[0].uses()) != 1:
+        return False
+    return consumer is not None and is_op(consumer, "Conv", "Gemm")
 
 
 def _reaches(node: ir.Node, op_types: tuple[str, ...], *, upstream: bool) -> bool:

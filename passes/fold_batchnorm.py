@@ -70,10 +70,10 @@ def _fold(node: ir.Node) -> str | None:
     source = node.inputs[0]
     assert source is not None
     producer = source.producer()
-    if why_not_linear(producer) is None and producer is not None:
-        if scale_and_shift(producer, factor, shift) is None:
-            absorb(producer, node)
-            return None
+    folds = producer is not None and why_not_linear(producer) is None
+    if producer is not None and folds and scale_and_shift(producer, factor, shift) is None:
+        absorb(producer, node)
+        return None
     if is_quantized(graph_of(node)):
         return f"the network is quantized, and {why_not_linear(producer) or 'the layer before it cannot take it'}"
     rank = len(shape_of(source) or ())

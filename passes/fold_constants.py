@@ -20,10 +20,10 @@ _ROUNDS_MAX = 64
 """Each round makes shapes known that the next one folds; real networks need two or three."""
 
 # Quantization is kept as nodes; random numbers are no constants; control flow is refused on import.
-_NEVER = frozenset(
-    "QuantizeLinear DequantizeLinear RandomNormal RandomUniform RandomNormalLike RandomUniformLike "
-    "Bernoulli Multinomial If Loop Scan".split()
-)
+_NEVER = frozenset({  # fmt: skip
+    "QuantizeLinear", "DequantizeLinear", "RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike",
+    "Bernoulli", "Multinomial", "If", "Loop", "Scan",
+})
 
 
 class FoldConstants(Rewrite):
@@ -113,7 +113,8 @@ def _run_on_onnxruntime(model: ir.Model, nodes: list[ir.Node], wanted: list[ir.V
         for value in node.inputs:
             if value is not None and value not in twins:
                 array = constant(value)
-                assert array is not None and value.name
+                assert array is not None
+                assert value.name
                 feeds[value.name] = array
                 twins[value] = ir.Value(name=value.name, type=value.type, shape=ir.Shape(array.shape))
                 inputs.append(twins[value])

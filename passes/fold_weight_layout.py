@@ -10,7 +10,7 @@ from passes.graph import constant, graph_of, integer, ints, is_op, new_initializ
 
 
 class FoldWeightLayout(Rewrite):
-    """Transpose(DequantizeLinear(integers)) becomes DequantizeLinear(transposed integers); Reshape with one scale too."""
+    """Put a Transpose, or with one scale a Reshape, behind the DequantizeLinear of weights into their integers."""
 
     name = "fold-weight-layout"
 

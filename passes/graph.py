@@ -109,7 +109,8 @@ def bypass(node: ir.Node) -> bool:
     """
     source, result = node.inputs[0], node.outputs[0]
     graph = node.graph
-    assert source is not None and isinstance(graph, ir.Graph)
+    assert source is not None
+    assert isinstance(graph, ir.Graph)
     if result.is_graph_output():
         if source.producer() is None or source.is_graph_output():
             return False

@@ -31,7 +31,7 @@ def _why_not(node: ir.Node) -> str | None:
         return "its pads are not constant for all axes"
     if text(node, "mode", "constant") != "constant":
         return f"its mode is {text(node, 'mode', 'constant')}"
-    if np.any(pads < 0) or pads[:2].any() or pads[len(shape) : len(shape) + 2].any():
+    if np.any(pads.astype(np.int64) < 0) or pads[:2].any() or pads[len(shape) : len(shape) + 2].any():
         return "it crops, or pads batch or channels"
     consumers = [use.node for use in node.outputs[0].uses()]
     if node.outputs[0].is_graph_output() or not consumers:

@@ -83,20 +83,20 @@ def _largest_code(source: ir.Node) -> int:
     bounds = [constant(operand(clip, i)) for i in (1, 2)] if clip is not None and is_op(clip, "Clip") else [None]
     if quantize is None or not is_op(quantize, "QuantizeLinear") or any(b is None for b in bounds):
         return max(abs(-128 - offset), abs(127 - offset))
-    scale = constant(operand(quantize, 1))
-    assert scale is not None
-    return max(abs(int(np.rint(float(b.reshape(())) / float(scale.reshape(()))))) for b in bounds if b is not None)
+    return max(abs(int(np.rint(float(b.reshape(())) / _scale(quantize)))) for b in bounds if b is not None)
+
+
+def _scale(node: ir.Node) -> float:
+    array = constant(operand(node, 1))
+    assert array is not None
+    return float(array.reshape(()))
 
 
 def _quantize(node: ir.Node, dequantize: ir.Node) -> None:
     graph, old = graph_of(node), node.outputs[0]
     source = _input_dequantize(node)
     assert source is not None
-    scales = [constant(operand(n, 1)) for n in (source, dequantize)]
-    product = np.float32(1)
-    for scale in scales:
-        assert scale is not None
-        product = np.float32(product * scale.reshape(()))
+    product = np.float32(_scale(source) * _scale(dequantize))
     step = new_initializer(graph, f"{node.name}_scale", np.asarray(product, np.float32))
     zero = new_initializer(graph, f"{node.name}_zero_point", np.asarray(0, np.int8))
     quantize = make("QuantizeLinear", [old, step, zero], f"{node.name}_output_q", dtype=ir.DataType.INT8)

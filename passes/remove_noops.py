@@ -60,7 +60,7 @@ def _reverses(node: ir.Node) -> bool:
     """Whether a Slice of equal shape may still reorder, or a Resize of equal shape may still resample."""
     if is_op(node, "Slice"):
         steps = constant(operand(node, 4))
-        return operand(node, 4) is not None and (steps is None or bool(np.any(steps < 0)))
+        return operand(node, 4) is not None and (steps is None or bool(np.any(steps.astype(np.int64) < 0)))
     return is_op(node, "Resize") and operand(node, 1) is not None and constant(operand(node, 1)) is None
 
 

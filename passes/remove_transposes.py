@@ -23,12 +23,13 @@ from passes.graph import (
     shape_of,
 )
 
-_UNARY = frozenset(
-    "Relu Sigmoid Tanh HardSwish HardSigmoid LeakyRelu Elu Selu Celu Gelu Softplus Softsign Mish Erf Exp Log Sqrt Abs "
-    "Neg Reciprocal ThresholdedRelu Floor Ceil Round Sign Clip Cast".split()
-)
-_ELEMENTWISE = frozenset("Add Sub Mul Div Pow Min Max Sum Mean PRelu".split())
-_REDUCE = frozenset("ReduceMean ReduceMax ReduceMin ReduceSum".split())
+_UNARY = frozenset({  # fmt: skip
+    "Relu", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid", "LeakyRelu", "Elu", "Selu", "Celu", "Gelu", "Softplus",
+    "Softsign", "Mish", "Erf", "Exp", "Log", "Sqrt", "Abs", "Neg", "Reciprocal", "ThresholdedRelu", "Floor", "Ceil",
+    "Round", "Sign", "Clip", "Cast",
+})
+_ELEMENTWISE = frozenset({"Add", "Sub", "Mul", "Div", "Pow", "Min", "Max", "Sum", "Mean", "PRelu"})
+_REDUCE = frozenset({"ReduceMean", "ReduceMax", "ReduceMin", "ReduceSum"})
 
 Perm = tuple[int, ...]
 

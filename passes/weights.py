@@ -103,7 +103,7 @@ def _scale_dequantize(node: ir.Node, weights: Weights, factor: NDArray[np.float6
         return "its weights have a zero point"
     if scale.ndim > 1 or (scale.size > 1 and integer(old, "axis", 1) % weights.values.ndim != 0):
         return "the scale of its weights is not per output channel"
-    if np.any(weights.values == np.iinfo(weights.values.dtype).min) and np.any(factor < 0):
+    if np.any(weights.values.astype(np.int64) == -128) and np.any(factor < 0):
         return "its smallest weight has no negative"
     sign = np.where(factor < 0, -1, 1) * (factor != 0)
     column = sign.reshape((-1,) + (1,) * (weights.values.ndim - 1))
