@@ -1,5 +1,7 @@
 """The accelerator: host ports, sequencer, activation memory, array and drain, in one pipeline."""
 
+from dataclasses import replace
+
 from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.back import verilog
 from amaranth.lib import data, wiring
@@ -15,6 +17,7 @@ from hw.drain import Drain
 from hw.isa import Memory, Mode, memory_shape, weight_block_layout
 from hw.lanes import Lanes
 from hw.loader import Loader
+from hw.memory import RAM_VERILOG
 from hw.memory import Memory as Ram
 from hw.pipeline import delay
 from hw.reader import Reader
@@ -255,5 +258,8 @@ assert OPERAND_STAGE == LANE_STAGE + 1, "Lanes takes one cycle"
 
 def to_verilog(config: AcceleratorConfig) -> str:
     """The accelerator as one Verilog file, top level module `accelerator`."""
+    if config.technology == "generic":
+        config = replace(config, technology="verilog")
     top = Accelerator(config)
-    return verilog.convert(top, name=TOP, ports=verilog_ports(top), emit_src=False, strip_internal_attrs=True)
+    text = verilog.convert(top, name=TOP, ports=verilog_ports(top), emit_src=False, strip_internal_attrs=True)
+    return text + (RAM_VERILOG if config.technology == "verilog" else "")

@@ -12,7 +12,9 @@ MULTIPLIER_BITS = 17
 SHIFT_BITS = 6
 OFFSET_BITS = 48
 DELTA_BITS = 6
-TECHNOLOGIES = ("generic", "ecp5")
+TECHNOLOGIES = ("generic", "verilog", "ecp5")
+"""generic: plain Amaranth. verilog: the same with memories as instances of a Verilog module (see hw.memory), which
+converts in seconds and has no initial contents. ecp5: Lattice cells."""
 
 
 class ConfigError(ValueError):

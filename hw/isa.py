@@ -255,6 +255,9 @@ def memory_shape(config: AcceleratorConfig, memory: Memory) -> tuple[int, int]:
 
 
 def program_shape(config: AcceleratorConfig) -> tuple[int, int]:
-    """(words of 32 bits, words of one instruction) of the program memory; instructions follow each other."""
-    size = beats(instruction_layout(config).width)
-    return config.instructions * size, size
+    """(words of 32 bits, words from one instruction to the next) of the program memory.
+
+    Instructions begin at multiples of a power of two, so that an address is a concatenation and not a product.
+    """
+    stride = 1 << (beats(instruction_layout(config).width) - 1).bit_length()
+    return config.instructions * stride, stride

@@ -1,6 +1,6 @@
 """Block RAM with one write port and one read port."""
 
-from amaranth import Module, unsigned
+from amaranth import ClockSignal, Instance, Module, unsigned
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -9,10 +9,35 @@ from hw import ecp5_memory
 from hw.config import TECHNOLOGIES, ConfigError
 from hw.pipeline import delay
 
+RAM_MODULE = "edgec_ram"
+RAM_VERILOG = f"""
+module {RAM_MODULE} #(
+  parameter WIDTH = 8, parameter DEPTH = 2, parameter ADDRESS_BITS = 1, parameter GRANULARITY = 8,
+  parameter OUTPUT_REGISTER = 0
+) (
+  input clk,
+  input [ADDRESS_BITS-1:0] write_address, input [WIDTH-1:0] write_data, input [WIDTH/GRANULARITY-1:0] write_enable,
+  input [ADDRESS_BITS-1:0] read_address, output [WIDTH-1:0] read_data
+);
+  reg [WIDTH-1:0] words [0:DEPTH-1];
+  reg [WIDTH-1:0] fetched, registered;
+  integer lane;
+  always @(posedge clk) begin
+    for (lane = 0; lane < WIDTH/GRANULARITY; lane = lane + 1)
+      if (write_enable[lane]) words[write_address][lane*GRANULARITY +: GRANULARITY] <= write_data[lane*GRANULARITY +: GRANULARITY];
+    fetched <= words[read_address];
+    registered <= fetched;
+  end
+  assign read_data = OUTPUT_REGISTER ? registered : fetched;
+endmodule
+"""
+"""What technology "verilog" instantiates; contents are undefined until they are written."""
+
 
 class Memory(wiring.Component):
     """Synchronous memory; what a read of an address returns in the cycle that writes it is undefined.
 
+    With technology "verilog" it is an instance of RAM_MODULE, whose text is RAM_VERILOG.
     With technology "ecp5" it is made of PDPW16KD and DP16KD cells with their own output registers: yosys infers
     neither the register nor, without a collision bypass of about 30 LUT a block, the memory. A granule of at most
     9 bits takes a 9-bit lane of a block.
@@ -69,9 +94,27 @@ class Memory(wiring.Component):
                 m, self.write_address, self.write_data, self.write_enable, self.read_address, self.read_data,
                 self._depth, self._output_register,
             )
+        elif self._technology == "verilog":
+            self._verilog(m)
         else:
             self._generic(m)
         return m
+
+    def _verilog(self, m: Module) -> None:
+        m.submodules.array = Instance(
+            RAM_MODULE,
+            p_WIDTH=self._width,
+            p_DEPTH=self._depth,
+            p_ADDRESS_BITS=len(self.read_address),
+            p_GRANULARITY=self._granularity or self._width,
+            p_OUTPUT_REGISTER=int(self._output_register),
+            i_clk=ClockSignal(),
+            i_write_address=self.write_address,
+            i_write_data=self.write_data,
+            i_write_enable=self.write_enable,
+            i_read_address=self.read_address,
+            o_read_data=self.read_data,
+        )
 
     def _generic(self, m: Module) -> None:
         m.submodules.array = array = memory.Memory(shape=unsigned(self._width), depth=self._depth, init=[])

@@ -43,9 +43,3 @@ def sum_tree(m: Module, terms: list[Value], width: int, levels: int) -> Value:
             m.d.sync += node.eq(value)
             terms.append(node)
     return terms[0]
-
-
-def times(value: Value, factor: int) -> Value:
-    """value * factor as a sum of shifts; a multiplication could become a DSP."""
-    terms = [value << bit for bit in range(factor.bit_length()) if factor >> bit & 1]
-    return sum(terms[1:], start=terms[0])

@@ -6,9 +6,10 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
 from hw.config import AcceleratorConfig
+from hw.config import beats as beats_of
 from hw.isa import Elementwise, Layout, Memory, Mode, block_layout, instruction_layout, memory_shape, program_shape
 from hw.memory import Memory as Ram
-from hw.pipeline import delay, times
+from hw.pipeline import delay
 from hw.timing import MEMORY_LATENCY, gap_cycles, minimum_slots, overlap_cycles, start_cycles
 
 BEAT_BITS = 32
@@ -201,7 +202,8 @@ class InstructionFetch(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m, config = Module(), self._config
-        (words, beats), width = program_shape(config), instruction_layout(config).width
+        (words, stride), width = program_shape(config), instruction_layout(config).width
+        beats = beats_of(width)
         m.submodules.memory = memory = Ram(BEAT_BITS, words, config.technology, output_register=True)
         collected = Signal(beats * BEAT_BITS, reset_less=True)
         address = Signal(ceil_log2(words))
@@ -215,7 +217,7 @@ class InstructionFetch(wiring.Component):
             self.instruction.eq(collected[:width]),
         ]
         with m.If(self.request):
-            m.d.sync += [address.eq(times(self.pc, beats)), remaining.eq(beats), self.valid.eq(0)]
+            m.d.sync += [address.eq(self.pc << (stride.bit_length() - 1)), remaining.eq(beats), self.valid.eq(0)]
         with m.Elif(remaining != 0):
             m.d.sync += [address.eq(address + 1), remaining.eq(remaining - 1)]
         with m.If(arriving):
