@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,9 @@ MAKEFLAGS = {
     "CFG_CXXFLAGS_COROUTINES": "-fcoroutines",
     "CFG_LDLIBS_THREADS": "-pthread",
 }
+
+ZERO_WORD = re.compile(r"^ *\S+\[\d+\] = \d+'[bdh]0+;\n", re.MULTILINE)
+REGISTER_VALUE = re.compile(r"^( *reg (?:signed )?(?:\[\d+:\d+\] )?\S+ ?) = \d+'[bdh][0-9a-f]+;$", re.MULTILINE)
 
 Progress = Callable[[str], None]
 XInitial = Literal["fast", "unique"]
@@ -81,8 +85,8 @@ def build_harness(
 
     Args:
         verilog: A file, or the Verilog text.
-        x_initial: "fast" starts registers and memories at zero; "unique" starts everything that the Verilog gives no
-            initial value at random (see strip_initial_values), from the seed of sim.harness.Harness.
+        x_initial: "fast" starts memories at zero; "unique" starts every register and memory at random, from the
+            seed of sim.harness.Harness: the reset must then do all the work.
         trace: Able to write a VCD; slower.
         progress: Called with a line of text when a build begins.
 
@@ -95,6 +99,7 @@ def build_harness(
     """
     tools = find_tools()
     text = verilog.read_text(encoding="utf-8") if isinstance(verilog, Path) else verilog
+    text = strip_initial_values(text, registers=x_initial == "unique")
     options = _harness_options(x_initial, trace)
     key = _digest(text, HARNESS_SOURCE.read_text(encoding="utf-8"), *options, tools.identity)
 
@@ -151,6 +156,15 @@ def cocotb_test(
         log = Path(folder) / "log"
         _cocotb_run(build_dir, toplevel, test_module, python_path, environment or {}, testcase, seed, results, log)
         return _cocotb_verdict(results, log, test_module)
+
+
+def strip_initial_values(verilog: str, *, registers: bool = False) -> str:
+    """Remove the zeros that yosys writes into each memory, word by word, and on request all register values.
+
+    Verilator starts at zero what has no value, and builds much faster without tens of thousands of assignments.
+    """
+    text = ZERO_WORD.sub("", verilog)
+    return REGISTER_VALUE.sub(r"\1;", text) if registers else text
 
 
 def cache_folder() -> Path:
