@@ -9,7 +9,17 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from benchmarks import accuracy, cycles, equivalence, random_networks, simulation, sparsity, synthesis, verification, zoo
+from benchmarks import (
+    accuracy,
+    cycles,
+    equivalence,
+    random_networks,
+    simulation,
+    sparsity,
+    synthesis,
+    verification,
+    zoo,
+)
 from benchmarks.artefacts import Workshop
 from benchmarks.figures import Figure, print_table, write_json
 from benchmarks.networks import shared

@@ -65,9 +65,7 @@ def _wake_words() -> Iterator[Figure]:
         yield Figure(ROW, what, agreement, "%", at_least(97), at_least(99), anchor, f"{int(chosen.sum())} crops")
 
 
-def _onnxruntime_margin_error(
-    compiled: Integers, samples: NDArray[np.float32], margin: NDArray[np.float64]
-) -> float:
+def _onnxruntime_margin_error(compiled: Integers, samples: NDArray[np.float32], margin: NDArray[np.float64]) -> float:
     return float(np.abs(_margin(quantized_outputs(compiled, samples)) - margin).mean())
 
 

@@ -1,4 +1,4 @@
-"""A network as float, quantized and integer model, made once in each run and shared by the rows that need no hardware."""
+"""A network as float, quantized and integer model, made once in a run and shared by rows that need no hardware."""
 
 from __future__ import annotations
 
@@ -10,36 +10,47 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
+from backends.reference import run
 from benchmarks.networks import MLPERF_TINY, Network
+from compiler.equivalence import verification_session
+from compiler.host import host_of
 from compiler.importer import import_model
 from compiler.lowering import Lowered, lower
 from compiler.partition import partition
 from passes.quantize import quantize
 
 Floats = NDArray[np.float32]
+_BATCH = 50
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Integers:
     """A network lowered to integers.
 
     Attributes:
+        input: Name of the network's input.
         model: Canonical float graph.
         quantized: The same with Q/DQ pairs.
         lowered: Integer layers, and what runs on the host.
     """
 
+    input: str
     model: ir.Model
     quantized: ir.Model
     lowered: Lowered
 
     def run(self, samples: Floats) -> Floats:
-        """First output of the network by the reference integers, float32 [N, ...]."""
-        raise NotImplementedError
+        """First output of the network by the reference integers and the host's part, float32 [N, ...]."""
+        host, rows = host_of(self.lowered, self.model), []
+        for first in range(0, len(samples), _BATCH):
+            fed = {self.input: samples[first : first + _BATCH]}
+            outputs = host.finish(run(self.lowered.graph, host.prepare(fed)), fed)
+            rows.append(next(iter(outputs.values())))
+        return np.concatenate(rows)
 
 
 def integers(network: Network) -> Integers:
-    """Import, partition, quantize on the calibration samples, lower."""
+    """Import, cut, quantize on the calibration samples, lower: what `edgec compile` does before it builds."""
     return _integers(network.key)
 
 
@@ -48,27 +59,24 @@ def _integers(key: str) -> Integers:
     network = next(network for network in MLPERF_TINY if network.key == key)
     model = import_model(network.path).model
     cut = partition(model)
-    name = model.graph.inputs[0].name
-    quantized, _ = quantize(model, cut.nodes, {str(name): network.calibration.read()})
-    return Integers(model, quantized, lower(quantized, cut))
+    name = str(model.graph.inputs[0].name)
+    quantized, _ = quantize(model, cut.nodes, {name: network.calibration.read()})
+    return Integers(name, model, quantized, lower(quantized, cut))
 
 
 def float_outputs(network: Network, samples: Floats) -> Floats:
     """First output of the float file in onnxruntime, float32 [N, ...]."""
-    return _onnxruntime(network.path.read_bytes(), samples)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(network.path, options, providers=["CPUExecutionProvider"])
+    return _row_by_row(session, samples)
 
 
 def quantized_outputs(compiled: Integers, samples: Floats) -> Floats:
     """First output of the quantized model in onnxruntime, float32 [N, ...]."""
-    return _onnxruntime(ir.to_proto(compiled.quantized).SerializeToString(), samples)
+    return _row_by_row(verification_session(compiled.quantized), samples)
 
 
-def _onnxruntime(model: bytes, samples: Floats) -> Floats:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+def _row_by_row(session: onnxruntime.InferenceSession, samples: Floats) -> Floats:
     name = session.get_inputs()[0].name
-    rows = [session.run(None, {name: samples[i : i + 1]})[0] for i in range(len(samples))]
-    return np.concatenate(rows)
+    return np.concatenate([session.run(None, {name: samples[i : i + 1]})[0] for i in range(len(samples))])

@@ -24,9 +24,7 @@ def figures(workshop: Workshop) -> Iterator[Figure]:
         bar, aim, anchor = _DENSE[network.key]
         compiled = workshop.compile(network, "--array", "16x8", "--dense")
         yield _cycles(network, "16x8 dense", compiled, at_most(bar), at_most(aim), anchor)
-    yield _cycles(
-        VWW, "16x8 as compiled", workshop.compile(VWW, "--array", "16x8"), at_most(80e3), at_most(41e3), ""
-    )
+    yield _cycles(VWW, "16x8 as compiled", workshop.compile(VWW, "--array", "16x8"), at_most(80e3), at_most(41e3), "")
     for network in (RESNET8, KWS, AD):
         yield _cycles(network, "16x8 as compiled", workshop.compile(network, "--array", "16x8"), None, None, "")
 

@@ -134,7 +134,9 @@ class _Builder:
         a, b = pair
         y = self._tensor(a.shape)
         signs = self.rng.choice([-1.0, 1.0], 2)
-        (ma, mb), shift = encode_common(tuple(float(s * r) for s, r in zip(signs, self.rng.uniform(0.2, 1, 2), strict=True)))
+        (ma, mb), shift = encode_common(
+            tuple(float(s * r) for s, r in zip(signs, self.rng.uniform(0.2, 1, 2), strict=True))
+        )
         return Add(y.name, a, b, y, ma, mb, shift, *self._clamp())
 
     def mul(self) -> Layer | None:
@@ -236,10 +238,7 @@ class _Builder:
     def _pair(self) -> tuple[Tensor, Tensor] | None:
         """Two tensors of one shape, or the second [C, 1, 1]."""
         pairs = [
-            (a, b)
-            for a in self.tensors
-            for b in self.tensors
-            if a.shape == b.shape or b.shape == (a.shape[0], 1, 1)
+            (a, b) for a in self.tensors for b in self.tensors if a.shape == b.shape or b.shape == (a.shape[0], 1, 1)
         ]
         distinct = [(a, b) for a, b in pairs if a.name != b.name]
         if distinct:
