@@ -18,9 +18,13 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 
 MODEL = "model.onnx"
+"""The whole network with Q/DQ pairs."""
+FLOAT = "float.onnx"
+"""The whole network before quantization, in canonical form; what eval compares with."""
 HEAD = "head.onnx"
 TAIL = "tail.onnx"
 RTL = "rtl/accelerator.v"
+PROGRAM = "program"
 SAMPLES = "samples.npz"
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from backends.layers import Pads, Pair
 from compiler.layout import LAYOUT, View, map_shape, rearrange, whole, why_no_view
 from passes.cones import CLAMPS, UNARY
-from passes.graph import Array, constant, integer, ints, operand, shape_of, text
+from passes.graph import Array, constant, integer, ints, number, operand, shape_of, text
 
 Views: TypeAlias = Mapping[ir.Value, View]
 
@@ -162,6 +162,39 @@ def channel_constant(value: ir.Value | None, shape: tuple[int, ...]) -> NDArray[
     if any(size != 1 for axis, size in enumerate(full.shape) if axis != 1) or full.shape[1] not in (1, shape[1]):
         return None
     return np.broadcast_to(full.astype(np.float64).ravel(), (shape[1],))
+
+
+def affine_terms(node: ir.Node) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """(factor, constant), float64 [C] each, of a node that is x * factor + constant per channel; else None."""
+    shape, sources = shape_of(node.outputs[0]), dynamic_inputs(node)
+    if shape is None or len(sources) != 1 or shape_of(sources[0]) != shape:
+        return None
+    if node.op_type == "BatchNormalization":
+        return _normalization_terms(node)
+    if node.op_type not in AFFINE:
+        return None
+    is_first = node.inputs[0] is not sources[0]
+    values = channel_constant(node.inputs[0] if is_first else node.inputs[1], shape)
+    if values is None:
+        return None
+    one, zero = np.ones_like(values), np.zeros_like(values)
+    match node.op_type:
+        case "Add":
+            return one, values
+        case "Sub":
+            return (-one, values) if is_first else (one, -values)
+        case "Mul":
+            return values, zero
+    return None if is_first or not values.all() else (1.0 / values, zero)
+
+
+def _normalization_terms(node: ir.Node) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    arrays = [constant_of(value) for value in node.inputs[1:5]]
+    if len(arrays) != 4 or any(array is None for array in arrays):
+        return None
+    gamma, beta, mean, variance = (np.asarray(array, np.float64).ravel() for array in arrays)
+    factor = gamma / np.sqrt(variance + number(node, "epsilon", 1e-5))
+    return factor, beta - mean * factor
 
 
 def why_not(node: ir.Node, views: Views) -> str | None:
@@ -328,10 +361,7 @@ def _why_not_join(node: ir.Node, views: Views) -> str | None:
     shape, sources = shape_of(node.outputs[0]), dynamic_inputs(node)
     assert shape is not None
     if len(sources) == 1:
-        constants = [value for value in node.inputs if value is not sources[0]]
-        if shape_of(sources[0]) != shape or channel_constant(constants[0], shape) is None:
-            return "its constant is neither one number nor one number per channel"
-        return None
+        return None if affine_terms(node) else "its constant is neither one number nor one number per channel"
     if node.op_type == "Div":
         return "no layer divides two values"
     shapes = [shape_of(value) or () for value in sources]
@@ -341,6 +371,10 @@ def _why_not_join(node: ir.Node, views: Views) -> str | None:
     if shapes[full] != shape or not _is_per_channel(shapes[small], shape):
         return f"shapes {list(shapes[0])} and {list(shapes[1])}; equal shapes and [1, C, 1, 1] beside [1, C, H, W] are supported"
     return None
+
+
+def _why_not_normalization(node: ir.Node, views: Views) -> str | None:
+    return None if affine_terms(node) else "it has parameters that are computed at run time"
 
 
 def _why_not_prelu(node: ir.Node, views: Views) -> str | None:
@@ -382,11 +416,14 @@ _CHECKS: dict[str, Callable[[ir.Node, Views], str | None]] = {
     "Sub": _why_not_join,
     "Mul": _why_not_join,
     "Div": _why_not_join,
+    "BatchNormalization": _why_not_normalization,
     "PRelu": _why_not_prelu,
     "Concat": _why_not_concat,
     "Resize": _why_not_resize,
     "Pad": _why_not_pad,
 }
+SUPPORTED = frozenset({*_CHECKS, *ELEMENTWISE, *LAYOUT, *QUANTIZERS})
+"""Every operator that the accelerator takes in some form."""
 
 
 def _is_per_channel(small: tuple[int, ...], full: tuple[int, ...]) -> bool:

@@ -1,0 +1,218 @@
+"""What can be asked of an artefact: outputs for samples, a verdict, accuracy. Nothing but the folder is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from backends.reference import interpreter
+from compiler import artefact, calibration, quality, simulation, stored
+from compiler.artefact import ArtefactError
+from compiler.calibration import Samples
+from compiler.report import AccuracyRow, VerifyFacts
+from compiler.stored import Stored
+
+Progress = Callable[[str, int, int], None]
+Maps = dict[str, NDArray[np.int8]]
+
+EVALUATION_KIND, VERDICT_KIND, SIMULATION_KIND = "edgec-evaluation", "edgec-verdict", "edgec-simulation"
+SCHEMA = 1
+_SATURATED_SHARE = 0.01
+"""Share of saturated input elements above which the samples count as far outside the calibration range."""
+
+
+@dataclass(frozen=True)
+class SimulationResult:
+    """What a simulation of samples gave."""
+
+    samples: int
+    cycles: int
+    outputs: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def facts(self) -> dict[str, object]:
+        return {"kind": SIMULATION_KIND, "schema": SCHEMA, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Stages side by side.
+
+    Attributes:
+        samples: Evaluated.
+        rows: One figure of one stage each.
+        differs: Output elements of the hardware that differ from the reference; 0 is the only good answer.
+        rtl: Whether the hardware was simulated.
+    """
+
+    samples: int
+    rows: tuple[AccuracyRow, ...]
+    differs: int
+    rtl: bool
+    warnings: tuple[str, ...]
+
+    def facts(self) -> dict[str, object]:
+        return {"kind": EVALUATION_KIND, "schema": SCHEMA, **asdict(self)}
+
+    def table(self) -> Table:
+        table = Table()
+        table.add_column("stage")
+        table.add_column("what")
+        table.add_column("value", justify="right")
+        for row in self.rows:
+            table.add_row(row.stage, row.metric, f"{row.value:.2f} {row.unit}")
+        if self.rtl:
+            table.add_row(quality.RTL, "output elements that differ from the reference", f"{self.differs:,}")
+        return table
+
+
+def simulate_file(
+    folder: Path, file: Path, output: Path | None, *, limit: int | None, wave: Path | None, progress: Progress
+) -> SimulationResult:
+    """Run the samples of a file through the simulated hardware; write the network's float outputs.
+
+    Raises:
+        CycleError: An instruction took another time than scheduled.
+    """
+    opened = _open_hardware(folder)
+    samples = _read(opened, file, limit)
+    floats = {name: values.astype(np.float32) for name, values in samples.arrays.items()}
+    inputs = opened.host.prepare(floats)
+    with simulation.simulate(folder, wave=wave, progress=progress) as running:
+        tensors = _in_graph_shape(opened, running.infer(inputs, progress))
+        cycles = running.program.cycles or 0
+    results = opened.host.finish(tensors, floats)
+    if output is not None:
+        _write_npz(output, results)
+    warnings = (*opened.warnings, *samples.warnings, *_range_warnings(opened, inputs))
+    return SimulationResult(len(next(iter(inputs.values()))), cycles, tuple(results), warnings)
+
+
+def verify_folder(
+    folder: Path, *, limit: int, random: int, file: Path | None, wave: Path | None, progress: Progress
+) -> tuple[VerifyFacts, tuple[str, ...]]:
+    """Hardware against reference on kept or given samples, and on random inputs; and warnings."""
+    opened = _open_hardware(folder)
+    warnings = opened.warnings
+    if file is None:
+        inputs = {name: values[:limit] for name, values in opened.samples().items()}
+    else:
+        samples = _read(opened, file, None)
+        warnings += samples.warnings
+        inputs = opened.host.prepare({n: v.astype(np.float32) for n, v in samples.arrays.items()})
+    if not random and not len(next(iter(inputs.values()))):
+        raise ArtefactError("there is nothing to verify with: --inputs and --random must not both be 0")
+    facts = simulation.verify(folder, opened.lowered.graph, inputs, random=random, wave=wave, progress=progress)
+    return facts, warnings
+
+
+def evaluate(folder: Path, data: Path, *, limit: int | None, rtl: bool, progress: Progress) -> Evaluation:
+    """Float, quantized, reference and hardware on labelled samples."""
+    opened = stored.open_artefact(folder)
+    rtl = rtl and (folder / artefact.RTL).is_file()
+    samples = _read(opened, data, limit)
+    floats = {name: values.astype(np.float32) for name, values in samples.arrays.items()}
+    inputs = opened.host.prepare(floats)
+    expected = _reference(opened, inputs, progress)
+    answers = {
+        quality.FLOAT: quality.in_onnxruntime(opened.float_model(), floats),
+        quality.QUANTIZED: quality.in_onnxruntime(opened.quantized, floats),
+        quality.REFERENCE: opened.host.finish(expected, floats),
+    }
+    differs = 0
+    if rtl:
+        with simulation.simulate(folder, progress=progress) as running:
+            got = _in_graph_shape(opened, running.infer(inputs, progress))
+        differs = sum(int(np.count_nonzero(got[name] != expected[name])) for name in expected)
+        answers[quality.RTL] = opened.host.finish(got, floats)
+    rows = quality.compare(answers, samples.labels, "samples")
+    warnings = (*opened.warnings, *samples.warnings, *_range_warnings(opened, inputs))
+    return Evaluation(len(next(iter(inputs.values()))), rows, differs, rtl, warnings)
+
+
+def verify_json(facts: VerifyFacts) -> dict[str, object]:
+    """What `edgec verify --json` prints."""
+    return {"kind": VERDICT_KIND, "schema": SCHEMA, "passed": facts.passed, **asdict(facts)}
+
+
+def junit(name: str, facts: VerifyFacts) -> str:
+    """The verdict as JUnit XML: one test for the elements, one for the cycles."""
+    failures = {"elements": facts.mismatches, "cycles": facts.cycle_mismatches}
+    suite = ElementTree.Element("testsuite", name="edgec verify", tests="2", failures=str(sum(map(bool, failures.values()))))
+    for what, count in failures.items():
+        case = ElementTree.SubElement(suite, "testcase", classname=name, name=what)
+        if count:
+            ElementTree.SubElement(case, "failure", message=f"{count} differ").text = "\n".join(facts.differences)
+    ElementTree.indent(suite)
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _open_hardware(folder: Path) -> Stored:
+    opened = stored.open_artefact(folder)
+    if not (folder / artefact.RTL).is_file():
+        error = ArtefactError(f"{folder} has no {artefact.RTL}: target {opened.manifest.target!r} is not hardware")
+        error.add_note("remedy: compile with --target fpga")
+        raise error
+    return opened
+
+
+def _read(opened: Stored, file: Path, limit: int | None) -> Samples:
+    """Samples with the preprocessing of the compile."""
+    how = opened.manifest.preprocessing
+    samples = calibration.read_samples(file, opened.quantized, scale=how.scale, mean=how.mean)
+    if limit is None:
+        return samples
+    labels = None if samples.labels is None else samples.labels[:limit]
+    return Samples(quality.first(samples.arrays, limit), labels, samples.warnings)
+
+
+def _reference(opened: Stored, inputs: Maps, progress: Progress, batch: int = 32) -> Maps:
+    total = len(next(iter(inputs.values())))
+    rows = []
+    for start in range(0, total, batch):
+        part = {name: values[start : start + batch] for name, values in inputs.items()}
+        rows.append(interpreter.run(opened.lowered.graph, part))
+        progress("reference", min(start + batch, total), total)
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def _in_graph_shape(opened: Stored, tensors: Maps) -> Maps:
+    """The program may store a vector where the graph has a map."""
+    shapes = {tensor.name: tensor.shape for tensor in opened.lowered.graph.outputs}
+    return {name: values.reshape(len(values), *shapes[name]) for name, values in tensors.items()}
+
+
+def _range_warnings(opened: Stored, inputs: Maps) -> tuple[str, ...]:
+    """Samples that quantize to the ends of the range lie outside what calibration saw."""
+    warnings = []
+    for tensor in opened.lowered.graph.inputs:
+        values = inputs[tensor.name]
+        share = float(np.mean((values == -128) | (values == 127))) - _at_bounds(tensor.zero_point, values)
+        if share > _SATURATED_SHARE:
+            warnings.append(
+                f"{100 * share:.0f} % of the values of '{tensor.name}' are at or beyond the ends of the calibrated range: "
+                "the samples may need --input-scale and --input-mean, or another calibration"
+            )
+    return tuple(warnings)
+
+
+def _at_bounds(zero_point: int, values: NDArray[np.int8]) -> float:
+    """Zeros are ordinary where the zero point is an end of the range."""
+    return float(np.mean(values == zero_point)) if zero_point in (-128, 127) else 0.0
+
+
+def _write_npz(path: Path, arrays: dict[str, NDArray[np.float32]]) -> None:
+    """Complete or not at all."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        with temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,209 @@
+"""The whole flow: import -> cut -> calibrate -> quantize -> lower -> build -> verify -> report. Read this first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from backends.layers import macs
+from compiler import artefact, calibration, costs, doctor, quality, simulation, stored, targets
+from compiler.artefact import Manifest, Preprocessing
+from compiler.calibration import Samples
+from compiler.importer import Imported, import_model
+from compiler.lowering import Lowered, lower
+from compiler.partition import partition
+from compiler.report import CompileReport, HostNode, ModelFacts, PassRow, to_json, utilisation
+from compiler.report_html import to_html
+from compiler.targets import Target
+from compiler.version import VERSION
+from passes.base import PassReport
+from passes.quantize import QuantizeConfig, quantize
+from sim.program import Program
+
+Progress = Callable[[str, int, int], None]
+
+SHORT_SAMPLES, SHORT_RANDOM = 2, 1
+"""Calibration samples and random inputs of the verification that every compile does."""
+MEASURED_SAMPLES = 16
+"""Calibration samples for the signal to noise ratios of the report."""
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """What to compile for, and how.
+
+    Attributes:
+        target: A name of compiler.targets.
+        array: (pixels, rows) of the array.
+        memory: Sizes that differ from the array's default, by name; see targets.MEMORIES.
+        input_shapes: Static shapes of dynamic inputs.
+        dense: Keep zero weights.
+        calibration: Sample file; None makes synthetic samples, with a warning.
+        scale, mean: Preprocessing, x = (sample - mean) * scale.
+        verify: Simulate the result.
+    """
+
+    target: str = "fpga"
+    array: tuple[int, int] = (16, 8)
+    memory: Mapping[str, int] = field(default_factory=dict)
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    dense: bool = False
+    calibration: Path | None = None
+    scale: tuple[float, ...] = ()
+    mean: tuple[float, ...] = ()
+    verify: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A network in all its forms, before it is built for a target.
+
+    Attributes:
+        imported: Canonical float graph and facts about the file.
+        samples: That it was calibrated on.
+        quantized: With Q/DQ pairs.
+        lowered: Integer layers and what the host does.
+        passes: What each pass did.
+    """
+
+    imported: Imported
+    samples: Samples
+    quantized: ir.Model
+    lowered: Lowered
+    passes: tuple[PassReport, ...]
+
+
+def compile(path: Path, destination: Path, options: CompileOptions, progress: Progress) -> CompileReport:
+    """Compile an ONNX file into an artefact folder, which appears only when it is complete.
+
+    Raises:
+        ValueError, RuntimeError: One of the classes in compiler.cli.EXIT_CODES, with its remedy as a note.
+    """
+    artefact.check_destination(destination)
+    target = targets.make(options)
+    network = prepare(path, options, progress)
+    with artefact.writing(destination) as folder:
+        stored.write_network(folder, network.imported.model, network.quantized, network.lowered)
+        inputs = stored.write_samples(folder, network.lowered, network.quantized, network.samples.arrays)
+        progress("build", 0, 0)
+        program = target.plan(network.lowered.graph)
+        target.build(network.lowered.graph, program, folder)
+        report = describe(network, target, program, options, progress)
+        if options.verify and target.is_hardware:
+            few = {name: values[:SHORT_SAMPLES] for name, values in inputs.items()}
+            verdict = simulation.verify(folder, network.lowered.graph, few, random=SHORT_RANDOM, progress=progress)
+            report = replace(report, verify=verdict)
+        (folder / artefact.REPORT_JSON).write_text(to_json(report), encoding="utf-8")
+        (folder / artefact.REPORT_HTML).write_text(to_html(report), encoding="utf-8")
+        artefact.seal(folder, _manifest(report, options))
+    return report
+
+
+def check(path: Path, options: CompileOptions, progress: Progress) -> CompileReport:
+    """Whether a network fits the target, and what it costs there. Writes nothing.
+
+    One synthetic sample is enough: costs do not depend on it.
+    """
+    target = targets.make(options)
+    network = prepare(path, options, progress, is_check=True)
+    program = target.plan(network.lowered.graph)
+    return describe(network, target, program, options, progress, is_check=True)
+
+
+def prepare(path: Path, options: CompileOptions, progress: Progress, *, is_check: bool = False) -> Network:
+    """From the file to integer layers."""
+    try:
+        progress("import", 0, 0)
+        imported = import_model(path, options.input_shapes)
+        cut = partition(imported.model)
+        samples = _samples(imported.model, options, is_check)
+        config = QuantizeConfig(equalize=None, correct_bias=False) if is_check else QuantizeConfig()
+        quantized, report = quantize(imported.model, cut.nodes, samples.arrays, config, progress)
+        progress("lower", 0, 0)
+        lowered = lower(quantized, cut)
+    except ValueError as error:
+        error.add_note(f"in {path.name}")
+        raise
+    return Network(imported, samples, quantized, lowered, (*imported.reports, report))
+
+
+def _samples(model: ir.Model, options: CompileOptions, is_check: bool) -> Samples:
+    if options.calibration is None or is_check:
+        return calibration.synthetic_samples(model, seed=0, count=1 if is_check else 16)
+    return calibration.read_samples(options.calibration, model, scale=options.scale, mean=options.mean)
+
+
+def describe(
+    network: Network,
+    target: Target,
+    program: Program | None,
+    options: CompileOptions,
+    progress: Progress,
+    *,
+    is_check: bool = False,
+) -> CompileReport:
+    """Everything the report says but the verification. A check measures nothing on samples."""
+    graph, facts = network.lowered.graph, target.facts()
+    few = {} if is_check else quality.first(network.samples.arrays, MEASURED_SAMPLES)
+    noise = quality.noise(network.imported.model, network.quantized, few, progress) if few else {}
+    steps = costs.steps_of(program) if program else ()
+    cycles = program.cycles if program else None
+    work = sum(map(macs, graph.layers))
+    return CompileReport(
+        edgec=VERSION,
+        model=_model_facts(network, is_check),
+        target=facts,
+        calibration=_calibration_facts(network.samples, options),
+        macs=work,
+        cycles=cycles,
+        multipliers=target.multipliers(),
+        utilisation=utilisation(work, cycles, facts.macs_per_cycle),
+        weight_bytes=sum(map(costs.weight_bytes, graph.layers)),
+        layers=costs.layer_rows(graph, steps, facts.macs_per_cycle, noise),
+        host_nodes=tuple(HostNode(n.name, n.op, n.side, n.reason) for n in network.lowered.host_nodes),
+        memory=costs.memory_uses(program) if program else (),
+        activation_map=costs.activation_map(graph, program) if program else (),
+        accuracy=() if is_check else quality.on_calibration(network.imported.model, network.quantized,
+                                                             network.lowered, network.samples, progress),
+        passes=tuple(PassRow(p.name, len(p.changed), p.skipped, p.metrics) for p in network.passes),
+        warnings=() if is_check else tuple(network.samples.warnings),
+        tools=doctor.tool_versions(),
+    )
+
+
+def _model_facts(network: Network, is_check: bool) -> ModelFacts:
+    source = network.imported.source
+    return ModelFacts(
+        name=source.path.stem,
+        sha256=source.sha256,
+        producer=source.producer,
+        opset=source.opset,
+        inputs=source.inputs,
+        outputs=source.outputs,
+        float_bytes=source.float_bytes,
+        quantized_bytes=None if is_check else len(stored.serialized(network.quantized)),
+    )
+
+
+def _calibration_facts(samples: Samples, options: CompileOptions) -> dict[str, object]:
+    return {
+        "source": options.calibration.name if options.calibration else "synthetic",
+        "samples": len(next(iter(samples.arrays.values()))),
+        "input_scale": list(options.scale),
+        "input_mean": list(options.mean),
+    }
+
+
+def _manifest(report: CompileReport, options: CompileOptions) -> Manifest:
+    told = {"array": report.target.array, "dense": str(options.dense).lower(), "calibration": report.calibration["source"]}
+    return Manifest(
+        network=report.model.name,
+        target=report.target.name,
+        edgec=VERSION,
+        preprocessing=Preprocessing(options.scale, options.mean),
+        options={name: str(value) for name, value in told.items()},
+        tools=report.tools,
+    )

@@ -1,0 +1,111 @@
+"""How good the integers are: signal to noise of every layer, and the network's answers side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from backends.reference import interpreter
+from compiler.calibration import Samples
+from compiler.host import host_of
+from compiler.lowering import Lowered
+from compiler.report import AccuracyRow
+from passes import statistics
+
+Arrays = Mapping[str, NDArray[np.generic]]
+Floats = dict[str, NDArray[np.float32]]
+Progress = Callable[[str, int, int], None]
+
+FLOAT, QUANTIZED, REFERENCE, RTL = "float", "quantized (onnxruntime)", "reference", "RTL"
+MEASURED = 200
+"""Calibration samples on which a compile measures the answers."""
+_BATCH = 32
+
+
+def first(samples: Arrays, count: int) -> dict[str, NDArray[np.generic]]:
+    """The first rows of each input."""
+    return {name: values[:count] for name, values in samples.items()}
+
+
+def noise(model: ir.Model, quantized: ir.Model, samples: Arrays, progress: Progress) -> dict[str, float]:
+    """Signal to quantization noise of every int8 tensor, in dB; empty for a model that came quantized."""
+    if not statistics.quantized_points(quantized):
+        return {}
+    return statistics.sqnr(model, quantized, samples, progress=progress)
+
+
+def in_onnxruntime(model: ir.Model, samples: Arrays) -> Floats:
+    """The network's outputs by name, float32 [N, ...]."""
+    names = [str(value.name) for value in model.graph.outputs]
+    rows = list(statistics.run(model, samples, names))
+    return {name: np.concatenate([row[name] for row in rows]).astype(np.float32) for name in names}
+
+
+def in_reference(lowered: Lowered, model: ir.Model, samples: Arrays, progress: Progress) -> Floats:
+    """The network's outputs by the integer layers, with the host around them."""
+    host = host_of(lowered, model)
+    total = statistics.count(samples)
+    rows: list[Floats] = []
+    for start in range(0, total, _BATCH):
+        batch = {name: values[start : start + _BATCH].astype(np.float32) for name, values in samples.items()}
+        outputs = interpreter.run(lowered.graph, host.prepare(batch))
+        rows.append(host.finish(outputs, batch))
+        progress("reference", min(start + _BATCH, total), total)
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def on_calibration(
+    model: ir.Model, quantized: ir.Model, lowered: Lowered, samples: Samples, progress: Progress
+) -> tuple[AccuracyRow, ...]:
+    """Rows for float, quantized and reference on calibration samples."""
+    some = first(samples.arrays, MEASURED)
+    labels = None if samples.labels is None else samples.labels[:MEASURED]
+    answers = {
+        FLOAT: in_onnxruntime(model, some),
+        QUANTIZED: in_onnxruntime(quantized, some),
+        REFERENCE: in_reference(lowered, quantized, some, progress),
+    }
+    return compare(answers, labels, "calibration samples")
+
+
+def compare(answers: Mapping[str, Floats], labels: NDArray[np.generic] | None, where: str) -> tuple[AccuracyRow, ...]:
+    """Accuracy of each stage's first output, where labels say what is right, and its agreement with float.
+
+    Args:
+        answers: Outputs of each stage; the float network is the measure of the others.
+        labels: Class numbers [N], or arrays of the output's shape, or None.
+        where: What the samples are, for the reader.
+    """
+    rows: list[AccuracyRow] = []
+    exact = _first_output(answers[FLOAT])
+    for stage, outputs in answers.items():
+        got = _first_output(outputs)
+        if labels is not None and (right := _against_labels(got, labels)) is not None:
+            metric, value, unit = right
+            rows.append(AccuracyRow(stage, f"{metric} on {len(got)} {where}", value, unit))
+        if stage != FLOAT:
+            rows.append(AccuracyRow(stage, f"signal to noise against float on {len(got)} {where}", _decibel(exact, got), "dB"))
+    return tuple(rows)
+
+
+def _first_output(outputs: Floats) -> NDArray[np.float32]:
+    return next(iter(outputs.values()))
+
+
+def _against_labels(got: NDArray[np.float32], labels: NDArray[np.generic]) -> tuple[str, float, str] | None:
+    """(metric, value, unit), or None where the labels do not fit the output."""
+    scores = got.reshape(len(got), -1)
+    if labels.size == len(got) and np.issubdtype(labels.dtype, np.integer) and scores.shape[1] > 1:
+        return "accuracy", 100 * float(np.mean(scores.argmax(1) == labels.reshape(-1))), "%"
+    if labels.size == got.size and np.issubdtype(labels.dtype, np.floating):
+        return "mean squared error", float(np.mean((got - labels.reshape(got.shape)) ** 2)), ""
+    return None
+
+
+def _decibel(exact: NDArray[np.float32], got: NDArray[np.float32]) -> float:
+    signal = float(np.square(exact, dtype=np.float64).sum())
+    difference = float(np.square(exact.astype(np.float64) - got).sum())
+    return float("inf") if difference == 0 else 10 * float(np.log10(signal / difference)) if signal else float("-inf")

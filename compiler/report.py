@@ -1,0 +1,321 @@
+"""What a compile tells: one typed report, written as report.json (docs/report.md), and shown in the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+KIND = "edgec-report"
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The network as it was given.
+
+    Attributes:
+        inputs, outputs: Name to static shape.
+        float_bytes: Of the float initializers.
+        quantized_bytes: Size of the quantized ONNX file; None for a check, which writes none.
+    """
+
+    name: str
+    sha256: str
+    producer: str
+    opset: int
+    inputs: Mapping[str, tuple[int, ...]]
+    outputs: Mapping[str, tuple[int, ...]]
+    float_bytes: int
+    quantized_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """What it was compiled for.
+
+    Attributes:
+        array: "PxQ"; empty where the target has none.
+        macs_per_cycle: Of the whole array; None where the target has none.
+        config: Every parameter of the accelerator.
+    """
+
+    name: str
+    array: str = ""
+    macs_per_cycle: int | None = None
+    config: Mapping[str, int | str] = field(default_factory=dict)
+    config_id: str = ""
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One step of the program and what it costs.
+
+    Attributes:
+        name: Of the layer; a layout copy has a name of its own.
+        kind: Layer kinds that run in this step, joined by "+".
+        shape: (channels, height, width) of what it stores.
+        macs: Dense multiply-accumulates.
+        cycles: Exact; None where the target has no schedule.
+        utilisation: Dense macs / (cycles * macs per cycle); above 1 where zero blocks are skipped.
+        weight_bytes: Dense int8 weights.
+        instructions: Of the accelerator.
+        sqnr_db: Signal to quantization noise of the stored tensor, end to end; None where unknown or without noise.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, int, int]
+    macs: int
+    cycles: int | None
+    utilisation: float | None
+    weight_bytes: int
+    instructions: int
+    sqnr_db: float | None = None
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """Words used of one memory of the accelerator."""
+
+    memory: str
+    used: int
+    available: int
+    word_bits: int
+
+
+@dataclass(frozen=True)
+class MapEntry:
+    """Where a tensor is in the activation memory, and from which layer to which (indices into layers, inclusive).
+
+    `first` is -1 for what is there before the first layer; `last` is the number of layers for what the host reads.
+    """
+
+    tensor: str
+    base: int
+    words: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class HostNode:
+    """A node that runs on the host, and why."""
+
+    name: str
+    op: str
+    side: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class VerifyFacts:
+    """What was compared between the reference and the simulated hardware.
+
+    Attributes:
+        inputs: Samples run; `random_inputs` of them are random.
+        elements: int8 elements compared.
+        layers: Layer tensors compared for each sample.
+        mismatches: Elements that differ.
+        instructions: Instructions whose cycles were compared, over all samples.
+        cycle_mismatches: Instructions that took another time than the schedule says.
+        cycles: Measured, of one inference.
+        differences: The first few, as sentences.
+    """
+
+    inputs: int
+    random_inputs: int
+    elements: int
+    layers: int
+    mismatches: int
+    instructions: int
+    cycle_mismatches: int
+    cycles: int
+    differences: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return self.mismatches == 0 and self.cycle_mismatches == 0 and self.elements > 0
+
+
+@dataclass(frozen=True)
+class AccuracyRow:
+    """One number about the quality of a stage: `value` in `unit`."""
+
+    stage: str
+    metric: str
+    value: float
+    unit: str
+
+
+@dataclass(frozen=True)
+class PassRow:
+    """What one pass did."""
+
+    name: str
+    changed: int
+    skipped: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """Everything worth knowing about one compile; see docs/report.md."""
+
+    edgec: str
+    model: ModelFacts
+    target: TargetFacts
+    calibration: Mapping[str, object]
+    macs: int
+    cycles: int | None
+    multipliers: int | None
+    utilisation: float | None
+    weight_bytes: int
+    layers: tuple[LayerRow, ...]
+    host_nodes: tuple[HostNode, ...]
+    memory: tuple[MemoryUse, ...] = ()
+    activation_map: tuple[MapEntry, ...] = ()
+    verify: VerifyFacts | None = None
+    accuracy: tuple[AccuracyRow, ...] = ()
+    passes: tuple[PassRow, ...] = ()
+    warnings: tuple[str, ...] = ()
+    tools: Mapping[str, str] = field(default_factory=dict)
+
+
+def to_json(report: CompileReport) -> str:
+    """The text of report.json: stable order, no time of day, non-finite numbers as null."""
+    document = {"kind": KIND, "schema": SCHEMA, **asdict(report)}
+    return json.dumps(_finite(document), indent=1) + "\n"
+
+
+def from_dict(document: Mapping[str, Any]) -> CompileReport:
+    """The report of a parsed report.json."""
+    fields = {name: value for name, value in document.items() if name not in ("kind", "schema")}
+    rows = {
+        "layers": LayerRow,
+        "host_nodes": HostNode,
+        "memory": MemoryUse,
+        "activation_map": MapEntry,
+        "accuracy": AccuracyRow,
+        "passes": PassRow,
+    }
+    for name, row in rows.items():
+        fields[name] = tuple(row(**_tuples(values)) for values in fields[name])
+    fields["model"] = ModelFacts(**fields["model"])
+    fields["target"] = TargetFacts(**fields["target"])
+    fields["verify"] = VerifyFacts(**_tuples(fields["verify"])) if fields["verify"] else None
+    return CompileReport(**{**fields, "warnings": tuple(fields["warnings"])})
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has lists only."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _finite(value: object) -> object:
+    """JSON has no infinity: a tensor without noise has no SQNR."""
+    if isinstance(value, float):
+        return round(value, 6) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def utilisation(macs: int, cycles: int | None, macs_per_cycle: int | None) -> float | None:
+    """Share of the array's multiply-accumulates that were of use; None where it has no meaning."""
+    if not cycles or not macs_per_cycle or not macs:
+        return None
+    return macs / (cycles * macs_per_cycle)
+
+
+def show(report: CompileReport, console: Console) -> None:
+    """Print the report as tables."""
+    console.print(_layer_table(report))
+    console.print(_summary(report))
+    for node in report.host_nodes:
+        console.print(f"  host ({node.side}): {node.name} ({node.op}): {node.reason}", markup=False, highlight=False)
+    for warning in report.warnings:
+        console.print(f"  warning: {warning}", markup=False, highlight=False)
+
+
+def _layer_table(report: CompileReport) -> Table:
+    table = Table(title=f"{report.model.name} on {report.target.name} {report.target.array}".rstrip(), title_justify="left")
+    for heading in ("layer", "kind", "stores"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("MACs", "cycles", "use", "weights", "SQNR"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in report.layers:
+        table.add_row(*(_plain(cell) for cell in _cells(row)))
+    return table
+
+
+def _plain(text: str) -> str:
+    """Names of tensors may look like markup."""
+    return text.replace("[", r"\[")
+
+
+def _cells(row: LayerRow) -> tuple[str, ...]:
+    return (
+        row.name,
+        row.kind,
+        "x".join(map(str, row.shape)),
+        f"{row.macs:,}" if row.macs else "",
+        number(row.cycles),
+        percent(row.utilisation),
+        f"{row.weight_bytes:,}" if row.weight_bytes else "",
+        "" if row.sqnr_db is None or not math.isfinite(row.sqnr_db) else f"{row.sqnr_db:.1f} dB",
+    )
+
+
+def _summary(report: CompileReport) -> Table:
+    table = Table.grid(padding=(0, 2))
+    for label, value in summary(report):
+        table.add_row(label, _plain(value))
+    return table
+
+
+def summary(report: CompileReport) -> list[tuple[str, str]]:
+    """The figures of one inference as label and text; terminal and HTML show the same."""
+    lines = [("MACs", f"{report.macs:,}"), ("weights", f"{report.weight_bytes:,} bytes")]
+    if report.cycles is not None:
+        use = f" ({percent(report.utilisation)} of {report.target.macs_per_cycle} MACs per cycle)"
+        lines.append(("cycles", f"{report.cycles:,}{use if report.utilisation else ''}"))
+    if report.multipliers is not None:
+        lines.append(("multipliers", f"{report.multipliers:,}"))
+    if report.memory:
+        lines.append(("memory", ", ".join(f"{m.memory} {percent(m.used / m.available)}" for m in report.memory)))
+    lines += [(f"{row.metric}, {row.stage}", f"{row.value:.2f} {row.unit}") for row in report.accuracy]
+    lines.append(("verified", verdict(report.verify)))
+    return lines
+
+
+def verdict(verify: VerifyFacts | None) -> str:
+    """One sentence."""
+    if verify is None:
+        return "no (not simulated)"
+    if verify.passed:
+        return (
+            f"{verify.elements:,} elements of {verify.inputs} inputs equal to the reference, "
+            f"{verify.instructions:,} instructions take exactly the expected cycles"
+        )
+    return (
+        f"FAILED: {verify.mismatches:,} of {verify.elements:,} elements differ, "
+        f"{verify.cycle_mismatches:,} instructions take another time"
+    )
+
+
+def number(value: int | None) -> str:
+    """With thousands separators; empty for None."""
+    return "" if value is None else f"{value:,}"
+
+
+def percent(value: float | None) -> str:
+    """Of a share; empty for None."""
+    return "" if value is None else f"{100 * value:.1f} %" if value < 0.1 else f"{100 * value:.0f} %"

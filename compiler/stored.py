@@ -1,0 +1,108 @@
+"""The network inside an artefact: model.onnx and its relatives, and how to get the integers back from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from compiler import artefact
+from compiler.artefact import ArtefactError, Manifest
+from compiler.host import Host, host_of
+from compiler.lowering import Lowered, lower
+from compiler.partition import partition
+
+SAMPLES_KEPT = 8
+"""Calibration samples that an artefact keeps, as the accelerator's int8 inputs, for `edgec verify`."""
+
+Maps = dict[str, NDArray[np.int8]]
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """An artefact that was opened.
+
+    Attributes:
+        folder: Of the artefact.
+        manifest: Its own.
+        quantized: model.onnx.
+        lowered: The integers that model.onnx stands for: the same graph as at compile time.
+        host: What surrounds the accelerator.
+        warnings: Files that are not as compile wrote them.
+    """
+
+    folder: Path
+    manifest: Manifest
+    quantized: ir.Model
+    lowered: Lowered
+    host: Host
+    warnings: tuple[str, ...]
+
+    def samples(self) -> Maps:
+        """The kept calibration samples, int8 [N, C, H, W] by input tensor of the graph."""
+        with np.load(self.folder / artefact.SAMPLES, allow_pickle=False) as file:
+            return {tensor.name: file[f"input{i}"] for i, tensor in enumerate(self.lowered.graph.inputs)}
+
+    def float_model(self) -> ir.Model:
+        """The network before quantization."""
+        return _read(self.folder / artefact.FLOAT)
+
+
+def serialized(model: ir.Model) -> bytes:
+    """The bytes of an ONNX file; the same model gives the same bytes."""
+    return ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+def write_network(folder: Path, model: ir.Model, quantized: ir.Model, lowered: Lowered) -> None:
+    """Write the float and quantized network, and what the host runs."""
+    files = {artefact.FLOAT: model, artefact.MODEL: quantized, artefact.HEAD: lowered.head, artefact.TAIL: lowered.tail}
+    for name, part in files.items():
+        if part is not None:
+            (folder / name).write_bytes(serialized(part))
+
+
+def write_samples(folder: Path, lowered: Lowered, model: ir.Model, samples: Mapping[str, NDArray[np.generic]]) -> Maps:
+    """Write the first samples as the accelerator's inputs; they, int8 [N, C, H, W] by tensor name."""
+    few = {name: values[:SAMPLES_KEPT].astype(np.float32) for name, values in samples.items()}
+    inputs = host_of(lowered, model).prepare(few)
+    arrays = {f"input{i}": inputs[tensor.name] for i, tensor in enumerate(lowered.graph.inputs)}
+    np.savez_compressed(folder / artefact.SAMPLES, **arrays)  # type: ignore[arg-type]
+    return inputs
+
+
+def open_artefact(folder: Path) -> Stored:
+    """Read an artefact, and lower its quantized model again.
+
+    Raises:
+        ArtefactError: Not an artefact, or damaged.
+    """
+    manifest = artefact.load(folder)
+    warnings = tuple(f"{folder / name} is not as compile wrote it" for name in artefact.altered_files(folder, manifest))
+    quantized = _read(folder / artefact.MODEL)
+    lowered = lower(quantized, partition(quantized))
+    return Stored(folder, manifest, quantized, lowered, host_of(lowered, quantized), warnings)
+
+
+def read_report(folder: Path) -> dict:
+    """report.json.
+
+    Raises:
+        ArtefactError: It is missing or damaged.
+    """
+    try:
+        return json.loads((folder / artefact.REPORT_JSON).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtefactError(f"{folder / artefact.REPORT_JSON} cannot be read: {error}") from error
+
+
+def _read(path: Path) -> ir.Model:
+    try:
+        return ir.serde.deserialize_model(onnx.ModelProto.FromString(path.read_bytes()))
+    except Exception as error:  # noqa: BLE001 - protobuf's own errors have no public base class
+        raise ArtefactError(f"{path} cannot be read: {error}") from error
