@@ -39,6 +39,7 @@ from backends.layers import (
 from compiler import cone_table
 from compiler.layout import View, rearrange, whole
 from compiler.operators import (
+    affine_terms,
     along_axis,
     border,
     channel_constant,
@@ -534,18 +535,11 @@ class _Lowering:
 
     def _affine(self, node: ir.Node, point: _Point) -> _Placed:
         """x * c + d with one c and d per channel: a depthwise 1x1 convolution of weight 1."""
-        shape = shape_of(node.outputs[0])
-        source = dynamic_inputs(node)[0]
-        assert shape is not None
-        tensor = self._map(node, source)
-        other = next(value for value in node.inputs if value is not source)
-        values = channel_constant(other, shape)
-        if values is None:
+        tensor = self._map(node, dynamic_inputs(node)[0])
+        terms = affine_terms(node)
+        if terms is None:
             raise _Refused(node, "its constant is neither one number nor one number per channel")
-        is_first = node.inputs[0] is not source
-        factor, added = _affine_terms(node.op_type, values, is_first)
-        if factor is None or added is None:
-            raise _Refused(node, "a constant divided by a value")
+        factor, added = terms
         channels = tensor.shape[0]
         codes = np.ones((channels, 1, 1, 1), np.int8)
         constants = Constant(np.full(channels, -tensor.zero_point, np.int64), added / point.scale)
@@ -764,6 +758,7 @@ _ANCHORS: dict[str, Callable[[_Lowering, ir.Node, _Point], _Placed]] = {
     "Sub": _Lowering._add,
     "Mul": _Lowering._mul,
     "Div": _Lowering._affine,
+    "BatchNormalization": _Lowering._affine,
     "PRelu": _Lowering._prelu,
     "MaxPool": _Lowering._max_pool,
     "GlobalMaxPool": _Lowering._max_pool,
@@ -801,23 +796,6 @@ def _interval(node: ir.Node) -> tuple[float, float]:
 
 def _clip(value: float, low: float, high: float) -> float:
     return min(max(value, low), high)
-
-
-def _affine_terms(
-    op: str, values: NDArray[np.float64], is_first: bool
-) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
-    """(factor, constant) of x op c, or of c op x where the constant comes first."""
-    one, zero = np.ones_like(values), np.zeros_like(values)
-    match op:
-        case "Add":
-            return one, values
-        case "Sub":
-            return (-one, values) if is_first else (one, -values)
-        case "Mul":
-            return values, zero
-        case "Div" if not is_first and values.all():
-            return 1.0 / values, zero
-    return None, None
 
 
 def _scattered(
