@@ -157,7 +157,7 @@ def _read_array(file: IO[bytes], where: str) -> Array:
     except ValueError as error:
         raise _error(f"{where} has no valid header: {error}", "write the file again with numpy.savez") from error
     if dtype.hasobject:
-        raise _error(f"{where} holds Python objects, which are not read", "store plain numbers: array.astype('float32')")
+        raise _error(f"{where} holds Python objects, which are not read", "store numbers: array.astype('float32')")
     if dtype.kind not in "biuf":
         raise _error(f"{where} must hold numbers, not {dtype}", "store plain numbers: array.astype('float32')")
     if any(size < 0 for size in shape):

@@ -3,7 +3,7 @@
 An accelerated node is one of four kinds:
 
 - an *anchor* computes and ends in an int8 point of its own: Conv, Gemm, pools, Add/Sub/Mul of two points, Concat ...
-- a *clamp* (Relu, Clip) that alone reads a Conv, Gemm, Add, Sub, Mul or average pool is fused: the point moves behind it.
+- a *clamp* (Relu, Clip) that alone reads a Conv, Gemm, Add, Sub, Mul or average pool is fused: the point is behind it.
 - a *cone* of elementwise nodes with one dynamic source, such as x * Sigmoid(x), has int8 points at its ends alone.
 - a *keeper* moves bytes (MaxPool, Flatten, Reshape, Transpose, Pad ...): its points share one scale and zero point.
 """

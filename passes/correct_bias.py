@@ -56,7 +56,8 @@ class CorrectBias(Rewrite):
         samples: Inputs by name, [N, ...].
         progress: Told ("correct bias", done, total).
 
-    Source: Nagel et al., Data-Free Quantization through Weight Equalization and Bias Correction, ICCV 2019, section 4.2.
+    Source: Nagel et al., Data-Free Quantization through Weight Equalization and Bias Correction, ICCV 2019,
+        section 4.2.
     """
 
     name = "correct-bias"
@@ -113,7 +114,8 @@ def _correct(
     dequantize = node.inputs[2].producer() if node.inputs[2] is not None else None
     assert dequantize is not None
     stored, scale = edit.constant(dequantize.inputs[0]), edit.constant(dequantize.inputs[1])
-    assert stored is not None and scale is not None
+    assert stored is not None
+    assert scale is not None
     steps = np.rint(error / scale.astype(np.float64)).astype(np.int64)
     corrected = np.clip(stored.astype(np.int64) + steps, -BIAS_MAX, BIAS_MAX).astype(np.int32)
     value = dequantize.inputs[0]

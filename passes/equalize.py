@@ -34,8 +34,8 @@ class EqualizeConfig:
 def equalizable(model: ir.Model, wanted: tuple[Point, ...]) -> dict[str, str]:
     """Name of every point that can be equalized to the name of the Conv that computes it.
 
-    A Conv [and Relu] read by depthwise Convs alone: relu(k * x) = k * relu(x), and both its own weights and the readers'
-    have one scale for each channel, so that the factor costs no precision anywhere.
+    A Conv [and Relu] read by depthwise Convs alone: relu(k * x) = k * relu(x), and both its own weights and the
+    readers' have one scale for each channel, so that the factor costs no precision anywhere.
     """
     nodes = {node.name: node for node in model.graph}
     values = {value.name: value for node in model.graph for value in node.outputs}
@@ -60,7 +60,8 @@ class Equalize(Rewrite):
         peaks: Largest |value| of each channel of those points, float64 [C].
         config: How far.
 
-    Source: Nagel et al., Data-Free Quantization through Weight Equalization and Bias Correction, ICCV 2019, section 4.1.
+    Source: Nagel et al., Data-Free Quantization through Weight Equalization and Bias Correction, ICCV 2019,
+        section 4.1.
     """
 
     name = "equalize"

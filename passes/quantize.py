@@ -1,11 +1,11 @@
 """int8 post-training quantization: a float graph becomes a QDQ graph whose Q/DQ pairs are the machine's int8 points.
 
-real = scale * (q - zero_point). Activations: int8, one scale and zero point per tensor. Weights: int8, symmetric, narrow
-range (-127 to 127), one scale per output channel. Bias: int32 at scale s_x * s_w.
+real = scale * (q - zero_point). Activations: int8, one scale and zero point per tensor. Weights: int8, symmetric,
+narrow range (-127 to 127), one scale per output channel. Bias: int32 at scale s_x * s_w.
 
 The integer machine rescales an accumulator by multiplier / 2**shift with 16 significant bits. Scales are chosen so that
-every such factor (s_x * s_w / s_y for a Conv, s_a / s_y for an Add) is exactly an odd 16-bit integer over a power of two:
-then onnxruntime on this file and the integers agree, and ties, which the two could break differently, all but vanish.
+every such factor (s_x * s_w / s_y for a Conv, s_a / s_y for an Add) is exactly an odd 16-bit integer over a power of
+two: then onnxruntime on this file and the integers agree, and ties, which they could break differently, all but vanish.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def quantize(
     config = config or QuantizeConfig()
     result = model.clone()
     if reason := why_not(model):
-        return result, PassReport("quantize", skipped={name: reason for name in sorted(nodes)})
+        return result, PassReport("quantize", skipped=dict.fromkeys(sorted(nodes), reason))
     wanted = points(model, nodes)
     if not wanted:
         return result, PassReport("quantize")
@@ -181,7 +181,7 @@ class Quantize(Rewrite):
 
     def rewrite(self, model: ir.Model, notes: Notes) -> None:
         if reason := why_not(model):
-            notes.skipped.update({name: reason for name in sorted(self._nodes)})
+            notes.skipped.update(dict.fromkeys(sorted(self._nodes), reason))
             return
         wanted = points(model, self._nodes)
         by_name = {node.name: node for node in model.graph}
@@ -193,7 +193,7 @@ class Quantize(Rewrite):
         scalars = _Scalars(model.graph)
         for point in wanted:
             pair = _insert_pair(values[point.name], point, self._scales[point.name], scalars, self._nodes)
-            if point.anchor and by_name[point.anchor].metadata_props.pop(MARK, None):
+            if point.anchor and by_name[point.anchor].metadata_props.pop(MARK, ""):
                 pair.metadata_props[MARK] = "1"
             notes.changed.extend(point.nodes)
         _drop_unused(model.graph)
@@ -376,8 +376,8 @@ def quantize_weights(
 
     w_q = clip(round half to even(w / s_w), -127, 127);  b_q = round half to even(b / (s_x * s_w))
 
-    s_w is max|w| / 127, raised as far as needed so that |b_q| <= 2**30, the accumulator of every input in -128..127 fits
-    `acc_bits`, and the shift is at most 47; and then raised to the grid, so that s_x * s_w / s_y = M / 2**S with M odd.
+    s_w is max|w| / 127, raised as far as needed so that |b_q| <= 2**30, the accumulator of every input in -128..127
+    fits `acc_bits`, and the shift is at most 47; then raised to the grid, so that s_x * s_w / s_y = M / 2**S, M odd.
     A channel whose weights cannot move the output by 1/256 of a step gets code 0: its scale follows from the bias.
 
     Args:
@@ -403,9 +403,8 @@ def quantize_weights(
     scale = np.array([_weight_scale(s, source, target) for s in needed], np.float32)
     codes = _weight_codes(rows, scale)
     while (overflow := ~accumulator_fits(codes, acc_bits)).any():
-        raised = [_weight_scale(float(s) * _excess(c, acc_bits), source, target) for s, c in
-                  zip(scale[overflow], codes[overflow], strict=True)]
-        scale[overflow] = raised
+        pairs = zip(scale[overflow], codes[overflow], strict=True)
+        scale[overflow] = [_weight_scale(float(s) * _excess(c, acc_bits), source, target) for s, c in pairs]
         codes = _weight_codes(rows, scale)
     step = source.scale * scale.astype(np.float64)
     return QuantizedWeights(

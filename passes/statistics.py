@@ -80,7 +80,7 @@ class Histogram:
     @property
     def centres(self) -> NDArray[np.float64]:
         """Middle of every bin, float64 [bins]."""
-        return (np.arange(self.counts.size) + self.first + 0.5) * 2.0**self.exponent
+        return np.asarray((np.arange(self.counts.size) + self.first + 0.5) * 2.0**self.exponent, np.float64)
 
     def _include(self, low: float, high: float) -> None:
         """Widen the bins until they hold 0, everything so far, and [low, high]."""
@@ -144,8 +144,9 @@ def percentile_range(histogram: Histogram, percentile: float) -> tuple[float, fl
 def mse_range(histogram: Histogram, *, levels: int = 256) -> tuple[float, float]:
     """The range whose quantization has the least weighted mean squared error, of 100 x 100 candidates.
 
-    error(low, high) = n_inside * step**2 / 12 + CLIP_WEIGHT * sum over values outside of (value - bound)**2, where exact
-    zeros cost nothing and step = (high - low) / (levels - 1). Candidates are the fractions 1 %, 2 % ... 100 % of either bound.
+    error(low, high) = n_inside * step**2 / 12 + CLIP_WEIGHT * sum over values outside of (value - bound)**2, where
+    exact zeros cost nothing and step = (high - low) / (levels - 1). Candidates are the fractions 1 %, 2 % ... 100 % of
+    either bound.
 
     Source: Nagel et al., A White Paper on Neural Network Quantization, 2021, section 3.1.
     """
@@ -242,7 +243,8 @@ def run(model: ir.Model, samples: Arrays, names: Iterable[str]) -> Iterator[dict
     for index in range(count(samples)):
         feed = {name: np.ascontiguousarray(array[index : index + 1]) for name, array in samples.items()}
         outputs = active.run(computed, feed) if active else []
-        yield {**{name: feed[name] for name in wanted if name in inputs}, **dict(zip(computed, outputs, strict=True))}
+        fed = {name: feed[name].astype(np.float32) for name in wanted if name in inputs}
+        yield {**fed, **dict(zip(computed, outputs, strict=True))}
 
 
 def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
@@ -259,7 +261,7 @@ def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:
 
 
 def session(model: ir.Model | bytes) -> ort.InferenceSession:
-    """An onnxruntime session that computes what the file says: one thread, no rewriting of Q/DQ into other arithmetic."""
+    """An onnxruntime session that computes what the file says: one thread, Q/DQ not rewritten to other arithmetic."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     options.intra_op_num_threads = 1
