@@ -7,7 +7,10 @@ import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from backends.fpga.program import build_program
 from compiler.equivalence import compare_layers
+from hw.config import array_config
+from sim.golden.machine import run_program
 from tests.support.cases import case
 from tests.support.random_networks import RandomNetwork, coverage_table, networks, random_network, why_badly_spread
 
@@ -46,6 +49,16 @@ def test_onnxruntime_agrees_with_the_integers(number: int) -> None:
     assert max(layer.largest for layer in layers) <= 1, f"{drawn}: {off}"
     share = sum(layer.differing for layer in layers) / sum(layer.elements for layer in layers)
     assert share <= 0.001, f"{drawn}: {off}"
+
+
+@pytest.mark.parametrize("number", range(CASES))
+def test_the_instruction_set_computes_the_integers(number: int) -> None:
+    """Every stored tensor of an 8x2 program, on the golden model of the machine."""
+    drawn = case(number)
+    program = build_program(drawn.lowered.graph, array_config(8, 2))
+    inputs = {name: drawn.tensors[name][0].reshape(place.shape) for name, place in program.inputs.items()}
+    for name, got in run_program(program, inputs).items():
+        assert np.array_equal(got.reshape(drawn.tensors[name][0].shape), drawn.tensors[name][0]), f"{drawn}: {name}"
 
 
 def test_cases_cover_every_kind_of_op(capsys: pytest.CaptureFixture[str]) -> None:

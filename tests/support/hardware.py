@@ -13,6 +13,7 @@ from amaranth.lib import wiring
 
 from hw.config import AcceleratorConfig
 from hw.descriptor import TensorDescriptor
+from hw.memory import RAM_VERILOG
 from hw.verilog import to_verilog
 from sim.verilator import cocotb_test
 
@@ -22,18 +23,28 @@ CELLS = TESTBENCHES / "ecp5_cells.v"
 Dut = Any
 
 
-def run_testbench(component: wiring.Component, stem: str, *, cells: bool = False, **environment: object) -> int:
+def run_testbench(
+    component: wiring.Component, stem: str, technology: str = "generic", **environment: object
+) -> int:
     """Run every cocotb test of tests/hw/<stem>_tb.py on `component`; returns how many ran.
 
     Args:
         component: The design under test.
-        stem: Of its files; also the name of its Verilog module.
-        cells: Add the behavioural ECP5 cells.
+        stem: Of its files.
+        technology: Of the component; selects what its instances mean.
         environment: Variables for the testbench.
     """
-    text = to_verilog(component, stem) + (CELLS.read_text(encoding="utf-8") if cells else "")
+    top = f"{stem}_dut"
+    text = to_verilog(component, top) + _instances(technology)
     variables = {name.upper(): str(value) for name, value in environment.items()}
-    return cocotb_test(text, stem, f"{stem}_tb", python_path=[TESTBENCHES, ROOT], environment=variables)
+    return cocotb_test(text, top, f"{stem}_tb", python_path=[TESTBENCHES, ROOT], environment=variables)
+
+
+def _instances(technology: str) -> str:
+    """Verilog of the modules that components of a technology instantiate."""
+    if technology == "ecp5":
+        return CELLS.read_text(encoding="utf-8")
+    return RAM_VERILOG if technology == "verilog" else ""
 
 
 async def run_pipeline(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+
+from compiler.importer import Imported, import_model
 
 Array = NDArray[np.generic]
 
@@ -111,3 +114,9 @@ def node(
 ) -> onnx.NodeProto:
     """A node, called after its first output unless named."""
     return helper.make_node(op, list(inputs), list(outputs), name=name or outputs[0], **attributes)
+
+
+def imported(proto: onnx.ModelProto) -> Imported:
+    """What the importer makes of `proto`."""
+    with tempfile.TemporaryDirectory() as folder:
+        return import_model(save(proto, Path(folder)))
