@@ -77,7 +77,10 @@ class Build:
 class Backend(Protocol):
     """Turns a layer graph into something that runs."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Of the target."""
+        ...
 
     def why_not(self, layer: Layer) -> str | None:
         """Why the target cannot execute the layer, or None."""

@@ -1,7 +1,7 @@
 """Real scales as (multiplier, shift), and the one rounding of the integer machine.
 
-A real factor r is multiplier / 2**shift with 2**15 <= |multiplier| < 2**16 wherever the shift range allows: 16 significant
-bits, a relative error of at most 2**-16. Everything here is exact integer arithmetic or float64 whose error is bounded.
+A real factor r is multiplier / 2**shift with 2**15 <= |multiplier| < 2**16 wherever the shift range allows: 16
+significant bits, a relative error of at most 2**-16. Everything here is exact: integers and fractions.
 """
 
 from __future__ import annotations

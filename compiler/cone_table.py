@@ -45,7 +45,7 @@ def evaluate(
         return x
     made = {value for node in nodes for value in node.outputs}
     constants = {
-        value.name: array
+        value.name or "": array
         for node in nodes
         for value in node.inputs
         if value is not None and value not in sources and value not in made
@@ -53,7 +53,7 @@ def evaluate(
     }
     model = _as_float64([ir.to_proto(node) for node in nodes], sources, result, constants)
     with np.errstate(all="ignore"):  # a function may be undefined where its input never is
-        (y,) = ReferenceEvaluator(model, new_ops=[Erf]).run(None, {source.name: x for source in sources})
+        (y,) = ReferenceEvaluator(model, new_ops=[Erf]).run(None, {source.name or "": x for source in sources})
     return np.asarray(y, np.float64).reshape(x.shape)
 
 
@@ -61,7 +61,7 @@ def _as_float64(
     nodes: list[onnx.NodeProto],
     sources: Sequence[ir.Value],
     result: ir.Value,
-    constants: dict[str | None, NDArray[np.generic]],
+    constants: dict[str, NDArray[np.generic]],
 ) -> onnx.ModelProto:
     double = onnx.TensorProto.DOUBLE
     scalars = [
@@ -70,8 +70,8 @@ def _as_float64(
     graph = onnx.helper.make_graph(
         nodes,
         "cone",
-        [onnx.helper.make_tensor_value_info(source.name, double, [None]) for source in sources],
-        [onnx.helper.make_tensor_value_info(result.name, double, [None])],
+        [onnx.helper.make_tensor_value_info(source.name or "", double, [None]) for source in sources],
+        [onnx.helper.make_tensor_value_info(result.name or "", double, [None])],
         scalars,
     )
     return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)

@@ -1,4 +1,4 @@
-"""The host's part of an inference: the float head and tail on onnxruntime, quantization and dequantization at the cuts."""
+"""The host's part of an inference: float head and tail on onnxruntime, quantization and dequantization at the cuts."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from backends.base import Tensors
 from backends.layers import Tensor
 from compiler.lowering import Lowered
+from passes.graph import shape_of
 
 Floats = dict[str, NDArray[np.float32]]
 
@@ -80,7 +81,7 @@ class Host:
 
 def host_of(lowered: Lowered, model: ir.Model, *, threads: int = 1) -> Host:
     """The host of a network, whose inputs and outputs are those of `model`."""
-    inputs = {value.name or "": tuple(int(d) for d in value.shape or ()) for value in model.graph.inputs}
+    inputs = {value.name or "": shape_of(value) or () for value in model.graph.inputs}
     return Host(lowered, inputs, tuple(value.name or "" for value in model.graph.outputs), threads=threads)
 
 

@@ -1,8 +1,8 @@
 """Reshape, Transpose, Slice and the like as bookkeeping: where each element of an ONNX value is in its stored map.
 
 A stored map is [C, H, W]. A value that only rearranges it (or takes a part) is a View: the same map, the value's own
-shape, and for each of its elements the flat position in the map. No data moves; readers permute their weights, or ask for a
-map of its own where whole channels are selected.
+shape, and for each of its elements the flat position in the map. No data moves; readers permute their weights, or ask
+for a map of its own where whole channels are selected.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class View:
         return np.arange(int(np.prod(self.shape)), dtype=np.int64).reshape(self.shape)
 
     def channels(self) -> Order | None:
-        """The map's channel that each channel of the value is, or None where the value is not made of whole channels."""
+        """The map's channel that each channel of the value is, or None where it is not made of whole channels."""
         own = map_shape(self.shape)
         if own is None or own[1:] != self.chw[1:]:
             return None
@@ -148,7 +148,8 @@ def _split(node: ir.Node, positions: Order, output: int) -> Order:
 
 def _sliced(node: ir.Node, positions: Order) -> Order:
     starts, ends, axes, steps = (_constant_ints(node, index) for index in (1, 2, 3, 4))
-    assert starts is not None and ends is not None
+    assert starts is not None
+    assert ends is not None
     index = [slice(None)] * positions.ndim
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
         axis, step = (axes[i] if axes else i) % positions.ndim, steps[i] if steps else 1

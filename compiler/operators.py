@@ -5,7 +5,6 @@ Each `_why_not_<op>` looks at one node of the canonical graph, float or QDQ; the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -369,7 +368,8 @@ def _why_not_join(node: ir.Node, views: Views) -> str | None:
         return None
     full, small = (0, 1) if shapes[0] == shape else (1, 0)
     if shapes[full] != shape or not _is_per_channel(shapes[small], shape):
-        return f"shapes {list(shapes[0])} and {list(shapes[1])}; equal shapes and [1, C, 1, 1] beside [1, C, H, W] are supported"
+        given = f"shapes {list(shapes[0])} and {list(shapes[1])}"
+        return f"{given}; equal shapes and [1, C, 1, 1] beside [1, C, H, W] are supported"
     return None
 
 
@@ -450,18 +450,9 @@ def _pair(values: tuple[int, ...], fill: int = 1) -> Pair:
 
 def _repeats(node: ir.Node, old: int, new: int) -> bool:
     """Whether output i of a nearest Resize along one axis is input i // factor."""
-    i, scale = np.arange(new), new / old
-    match text(node, "coordinate_transformation_mode", "half_pixel"):
-        case "asymmetric":
-            x = i / scale
-        case "half_pixel" | "half_pixel_symmetric":
-            x = (i + 0.5) / scale - 0.5
-        case "pytorch_half_pixel":
-            x = (i + 0.5) / scale - 0.5 if new > 1 else np.zeros(new)
-        case "align_corners":
-            x = i * (old - 1) / (new - 1) if new > 1 else np.zeros(new)
-        case _:
-            return False
+    x = _resize_positions(text(node, "coordinate_transformation_mode", "half_pixel"), old, new)
+    if x is None:
+        return False
     match text(node, "nearest_mode", "round_prefer_floor"):
         case "floor":
             index = np.floor(x)
@@ -471,4 +462,19 @@ def _repeats(node: ir.Node, old: int, new: int) -> bool:
             index = np.floor(x + 0.5)
         case _:
             index = np.ceil(x - 0.5)
-    return bool((np.clip(index, 0, old - 1) == i // math.floor(scale)).all())
+    return bool((np.clip(index, 0, old - 1) == np.arange(new) // (new // old)).all())
+
+
+def _resize_positions(mode: str, old: int, new: int) -> NDArray[np.float64] | None:
+    """Where in the input each output of a Resize along one axis falls, float64 [new]."""
+    i, scale = np.arange(new, dtype=np.float64), new / old
+    match mode:
+        case "asymmetric":
+            return i / scale
+        case "half_pixel" | "half_pixel_symmetric":
+            return (i + 0.5) / scale - 0.5
+        case "pytorch_half_pixel":
+            return (i + 0.5) / scale - 0.5 if new > 1 else np.zeros(new)
+        case "align_corners":
+            return i * (old - 1) / (new - 1) if new > 1 else np.zeros(new)
+    return None

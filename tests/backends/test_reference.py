@@ -101,7 +101,7 @@ def random_map(draw: st.DrawFn, shape: tuple[int, ...], count: int = 2) -> Map:
 
 @st.composite
 def geometries(draw: st.DrawFn, *, dilated: bool = True):
-    """(input side, kernel, stride, pads, dilation, output side) of one axis; the far pad may exceed the kernel's need."""
+    """(input side, kernel, stride, pads, dilation, output side) of one axis; the far pad may exceed the need."""
     size, kernel, stride = draw(sides), draw(st.integers(1, 4)), draw(st.integers(1, 3))
     dilation = draw(st.integers(1, 2)) if dilated else 1
     extent = (kernel - 1) * dilation + 1
