@@ -41,7 +41,7 @@ class Source:
         opset: Of the standard operators.
         ir_version: Of the file.
         inputs: Network inputs and their static shapes, after the batch is set to 1.
-        outputs: Network outputs and their static shapes.
+        outputs: Network outputs and their shapes; -1 where only running tells.
         float_bytes: Bytes of all float initializers.
         nodes: Number of nodes in the file.
     """
@@ -117,7 +117,7 @@ def _facts(path: Path, proto: onnx.ModelProto, data: bytes) -> dict[str, object]
 
 
 def _static(value: ir.Value) -> Shape:
-    return tuple(int(d) for d in value.shape) if value.shape is not None else ()  # type: ignore[arg-type]
+    return tuple(d if isinstance(d, int) else -1 for d in value.shape) if value.shape is not None else ()
 
 
 def _to_ir(proto: onnx.ModelProto, path: Path, input_shapes: Mapping[str, Shape]) -> ir.Model:

@@ -32,13 +32,19 @@ class CanonicalizeOps(Rewrite):
     name = "canonicalize-ops"
 
     def rewrite(self, model: ir.Model, notes: Notes) -> None:
-        for node in list(model.graph):
-            rule = _RULES.get(node.op_type) if is_op(node, node.op_type) else None
-            if rule is None:
-                continue
-            name = node.name or node.op_type
-            if rule(node):
-                notes.changed.append(name)
+        changed = True
+        while changed:
+            # What one rule writes, another one reads: Min becomes Clip, and Clip joins the Relu before it.
+            changed = sum(_apply(node, notes) for node in list(model.graph)) > 0
+
+
+def _apply(node: ir.Node, notes: Notes) -> bool:
+    rule = _RULES.get(node.op_type) if node.graph is not None and is_op(node, node.op_type) else None
+    name = node.name or node.op_type
+    if rule is None or not rule(node):
+        return False
+    notes.changed.append(name)
+    return True
 
 
 def _reduce_mean(node: ir.Node) -> bool:

@@ -73,21 +73,26 @@ class FoldAffine(Rewrite):
     name = "fold-affine"
 
     def rewrite(self, model: ir.Model, notes: Notes) -> None:
+        reasons: dict[ir.Node, str] = {}
         for node in list(model.graph):
-            if node.graph is None or (affine := _affine(node)) is None or _is_after_last_quantizer(node):
-                continue
-            if _fold_back(node, affine):
+            if (affine := _affine(node)) is not None and _fold_back(node, affine):
                 notes.change(node)
-        for node in list(model.graph):
-            if node.graph is None or (affine := _affine(node)) is None:
+        # The last of a chain first: then the one before it stands beside the layer.
+        for node in reversed(list(model.graph)):
+            if (affine := _affine(node)) is None:
                 continue
-            reason = _fold_on(node, affine)
-            if reason and _becomes_depthwise(node, affine):
-                reason = None
-            if reason:
-                notes.skip(node, reason)
+            if reason := _fold_on(node, affine):
+                reasons[node] = reason
             else:
                 notes.change(node)
+        for node in [n for n in model.graph if n in reasons]:
+            affine = _affine(node)
+            assert affine is not None
+            # One that stands behind a new depthwise Conv joins it.
+            if _fold_back(node, affine) or _becomes_depthwise(node, affine):
+                notes.change(node)
+            else:
+                notes.skip(node, reasons[node])
 
 
 def _affine(node: ir.Node) -> _Affine | None:
@@ -138,7 +143,7 @@ def _is_after_last_quantizer(node: ir.Node) -> bool:
 
 def _fold_back(node: ir.Node, affine: _Affine) -> bool:
     producer = affine.source.producer()
-    if producer is None or why_not_linear(producer) is not None:
+    if producer is None or why_not_linear(producer) is not None or _is_after_last_quantizer(node):
         return False
     weights = weights_of(producer)
     assert weights is not None
