@@ -208,6 +208,7 @@ class InstructionFetch(wiring.Component):
         collected = Signal(beats * BEAT_BITS, reset_less=True)
         address = Signal(ceil_log2(words))
         remaining, arriving = Signal(range(beats + 1)), Signal()
+        pending = delay(m, remaining != 0, MEMORY_LATENCY - 1, reset=True, name="pending")  # more beats arrive
         m.d.comb += [
             memory.write_address.eq(self.write_address),
             memory.write_data.eq(self.write_data),
@@ -222,10 +223,7 @@ class InstructionFetch(wiring.Component):
             m.d.sync += [address.eq(address + 1), remaining.eq(remaining - 1)]
         with m.If(arriving):
             m.d.sync += collected.eq(Cat(collected[BEAT_BITS:], memory.read_data))
-            with m.If(remaining == 0):
-                last = Signal()
-                m.d.comb += last.eq(~delay(m, remaining != 0, MEMORY_LATENCY - 1, reset=True, name="pending"))
-                m.d.sync += self.valid.eq(last & ~self.request)
+            m.d.sync += self.valid.eq(~pending & ~self.request)
         return m
 
 
