@@ -162,12 +162,16 @@ def _can_extend(operation: Operation, layer: Layer) -> bool:
     match layer:
         case Table():
             return True
-        case PRelu():
-            return operation.pointwise is None
+        case PRelu():  # slopes are read once for each block: lanes of a fully connected layer have no own ones
+            return operation.pointwise is None and not _is_wide(operation)
         case Add() | Mul():
             whole = layer.a.shape == layer.b.shape or operation.output.name == layer.a.name
             return operation.pointwise is None and layer.a.name != layer.b.name and whole
     return False
+
+
+def _is_wide(operation: Operation) -> bool:
+    return isinstance(operation.base, Conv) and is_whole_map(operation.base)
 
 
 def _has_post_processor(operation: Operation) -> bool:
