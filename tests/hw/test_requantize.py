@@ -12,4 +12,4 @@ pytestmark = pytest.mark.verilator
 @pytest.mark.parametrize(("acc_bits", "technology"), [(24, "generic"), (32, "ecp5")])
 def test_requantize_matches_golden(acc_bits: int, technology: str) -> None:
     component = Requantize(AcceleratorConfig(acc_bits=acc_bits, technology=technology))
-    assert run_testbench(component, "requantize", cells=technology == "ecp5", acc_bits=acc_bits) == 3
+    assert run_testbench(component, "requantize", technology, acc_bits=acc_bits) == 3
