@@ -15,7 +15,10 @@ from sim.verilator import SimError
 
 START, CLEAR_ERROR = 1, 2
 POLLS = 10_000
-RUN_CYCLES = 200_000_000
+RUN_CYCLES = 100_000_000
+"""Longest run of instructions whose length the compiler does not claim."""
+
+SLACK_CYCLES = 10_000
 
 
 class Transport(Protocol):
@@ -118,6 +121,11 @@ class Accelerator:
             raise SimError(f"irq is high but STATUS is {status:#x} after running instructions [{pc_start}, {pc_end})")
         return self._transport.read_register(Register.CYCLES)
 
+    def run_program(self, program: Program, pc_start: int, pc_end: int) -> int:
+        """Run instructions [pc_start, pc_end) of the loaded `program`; an error after twice the expected cycles."""
+        expected = program.cycles_of(pc_start, pc_end)
+        return self.run(pc_start, pc_end, max_cycles=RUN_CYCLES if expected is None else 2 * expected + SLACK_CYCLES)
+
     def counters(self, pc_start: int, pc_end: int) -> list[int]:
         """Cycles of each of the instructions [pc_start, pc_end) when it ran last."""
         return list(self._counters(pc_start, pc_end))
@@ -177,7 +185,7 @@ def infer(
         raise ValueError(f"the inputs are {', '.join(sorted(program.inputs))}, not {', '.join(sorted(inputs))}")
     for name, values in inputs.items():
         accelerator.write_tensor(program.inputs[name], values)
-    cycles = accelerator.run(0, program.pc_end)
+    cycles = accelerator.run_program(program, 0, program.pc_end)
     return {name: accelerator.read_tensor(d) for name, d in program.outputs.items()}, cycles
 
 

@@ -85,8 +85,12 @@ class Program:
     @property
     def cycles(self) -> int | None:
         """Expected cycles of one inference; None when an instruction makes no claim."""
-        cycles = [i.cycles for i in self.instructions if i.cycles is not None]
-        return sum(cycles) if len(cycles) == len(self.instructions) else None
+        return self.cycles_of(0, self.pc_end)
+
+    def cycles_of(self, pc_start: int, pc_end: int) -> int | None:
+        """Expected cycles of instructions [pc_start, pc_end); None when one of them makes no claim."""
+        cycles = [i.cycles for i in self.instructions[pc_start:pc_end]]
+        return None if None in cycles else sum(n for n in cycles if n is not None)
 
     def save(self, folder: Path) -> list[Path]:
         """Write `program.json` and `<memory>.bin` (little-endian 32-bit beats) for each image; return the files."""

@@ -110,7 +110,7 @@ def verify(accelerator: Accelerator, program: Program, reference: Tensors) -> Ve
     cycle_mismatches: list[CycleMismatch] = []
     cycles = 0
     for layer in program.layers:
-        accelerator.run(layer.pc_start, layer.pc_end)
+        accelerator.run_program(program, layer.pc_start, layer.pc_end)
         mismatches.append(_check(accelerator, layer.name, layer.tensor, layer.descriptor, reference))
         found, spent = _check_cycles(accelerator, program, layer)
         cycle_mismatches += found
