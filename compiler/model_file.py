@@ -81,9 +81,24 @@ def _parse(path: Path, data: bytes) -> onnx.ModelProto:
         raise error(path, ["not an ONNX file, or a truncated one"], remedy) from cause
     if not model.HasField("graph") or not model.ir_version or not model.opset_import:
         raise error(path, ["not an ONNX model: it has no graph, IR version or opset"], remedy)
+    if not _has_valid_text(model):
+        raise error(path, ["not an ONNX file, or a damaged one: its names are not UTF-8"], remedy)
     if not model.graph.node:
         raise error(path, ["the graph has no nodes"], remedy)
     return model
+
+
+def _has_valid_text(model: onnx.ModelProto) -> bool:
+    """Protobuf lets damaged strings through; everything after this point may print them."""
+    graph = model.graph
+    names = [graph.name, *(t.name for t in graph.initializer), *(v.name for v in (*graph.input, *graph.output))]
+    for node in graph.node:
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output, *(a.name for a in node.attribute)]
+    try:
+        "\0".join(names).encode()
+    except (UnicodeError, TypeError):
+        return False
+    return True
 
 
 def tensors(model: onnx.ModelProto) -> Iterator[tuple[str, TensorProto]]:
@@ -188,12 +203,15 @@ def _load_external(model: onnx.ModelProto, path: Path) -> None:
 
 def not_finite(model: onnx.ModelProto) -> Iterator[str]:
     """Float tensors with NaN or infinite elements."""
+    readers = {name: f"; node '{n.name}' ({n.op_type}) reads it" for n in model.graph.node for name in n.input}
     for where, tensor in tensors(model):
         if tensor.data_type not in _FLOATS:
             continue
-        array = np.asarray(numpy_helper.to_array(tensor), np.float64)
+        reader = readers.get(tensor.name, "")
+        with np.errstate(all="ignore"):
+            array = np.asarray(numpy_helper.to_array(tensor), np.float64)
         if np.isnan(array).any():
-            yield f"{where}: {int(np.isnan(array).sum())} of {array.size} elements are NaN"
+            yield f"{where}: {int(np.isnan(array).sum())} of {array.size} elements are NaN{reader}"
         elif array.size > 1 and np.isinf(array).any():
             # A single infinity is how some exporters write "no bound" of a Clip.
-            yield f"{where}: {int(np.isinf(array).sum())} of {array.size} elements are infinite"
+            yield f"{where}: {int(np.isinf(array).sum())} of {array.size} elements are infinite{reader}"

