@@ -1,7 +1,7 @@
 """Positions in a map: of the lanes that read it, and of the results that are written."""
 
-from amaranth import Module, Mux, Signal, Value
-from amaranth.lib import data, wiring
+from amaranth import Module, Mux, Signal
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.config import AcceleratorConfig
@@ -115,7 +115,7 @@ class WriteWalker(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m, config = Module(), self._config
-        layout = data.StructLayout({
+        widths = {
             "x": config.coordinate_bits,
             "y": config.coordinate_bits,
             "skip_x": 4,  # positions since the last kept column
@@ -125,59 +125,64 @@ class WriteWalker(wiring.Component):
             "done": 1,  # below the last row; sticky, so that y may wrap
             "column": config.address_bits,  # offset of the output column
             "row": config.address_bits,  # offset of the output row
-        })
-        state, block_base = Signal(layout), Signal(config.address_bits)
+        }
+        # One signal for each field: as slices of one packed signal they came out wrong in Verilator 5.48.
+        state = {name: Signal(width, name=name) for name, width in widths.items()}
+        block_base = Signal(config.address_bits)
         current = state
         following = []
         for lane in range(config.drain_lanes):
             m.d.comb += [
                 self.keep[lane].eq(
-                    (current.x < self.columns) & ~current.done & (current.skip_x == 0) & (current.skip_y == 0)
+                    (current["x"] < self.columns) & ~current["done"] & (current["skip_x"] == 0) & (current["skip_y"] == 0)
                 ),
                 self.address[lane].eq(
-                    block_base + current.row + current.column
-                    + Mux(current.odd_x, self.phase_x, 0) + Mux(current.odd_y, self.phase_y, 0)
+                    block_base + current["row"] + current["column"]
+                    + Mux(current["odd_x"], self.phase_x, 0) + Mux(current["odd_y"], self.phase_y, 0)
                 ),
             ]
-            step = Signal(layout, name=f"after_{lane}")
+            step = {name: Signal(width, name=f"{name}_{lane + 1}") for name, width in widths.items()}
             self._step(m, current, step, f"step{lane}")
             following.append(step)
             current = step
 
         with m.If(self.restart):
-            m.d.sync += [state.eq(0), block_base.eq(self.out_base)]
+            m.d.sync += [*(field.eq(0) for field in state.values()), block_base.eq(self.out_base)]
         with m.Elif(self.count.any() & self.end_block):
-            m.d.sync += [state.eq(0), block_base.eq(block_base + self.out_plane)]
+            m.d.sync += [*(field.eq(0) for field in state.values()), block_base.eq(block_base + self.out_plane)]
         with m.Elif(self.count.any()):
-            last = Mux(self.count == 1, following[0].as_value(), following[-1].as_value())
-            m.d.sync += state.eq(last)
+            for name, field in state.items():
+                m.d.sync += field.eq(Mux(self.count == 1, following[0][name], following[-1][name]))
         return m
 
-    def _step(self, m: Module, now: Value, then: Value, name: str) -> None:
+    def _step(self, m: Module, now: dict[str, Signal], then: dict[str, Signal], name: str) -> None:
         """The state one position later."""
         at_end = Signal(name=f"{name}_at_end")
         column_kept = Signal(name=f"{name}_column")  # the next column starts a new output column
         row_kept = Signal(name=f"{name}_row")
         m.d.comb += [
-            at_end.eq(now.x == self.pitch - 1),
-            column_kept.eq(now.skip_x == self.drop_x - 1),
-            row_kept.eq(now.skip_y == self.drop_y - 1),
-            then.eq(now),
+            at_end.eq(now["x"] == self.pitch - 1),
+            column_kept.eq(now["skip_x"] == self.drop_x - 1),
+            row_kept.eq(now["skip_y"] == self.drop_y - 1),
+            *(then[field].eq(now[field]) for field in then),
         ]
         with m.If(at_end):
             m.d.comb += [
-                then.x.eq(0), then.skip_x.eq(0), then.odd_x.eq(0), then.column.eq(0),
-                then.y.eq(now.y + 1),
-                then.done.eq(now.done | (now.y == self.rows - 1)),
-                then.skip_y.eq(Mux(row_kept, 0, now.skip_y + 1)),
+                *(then[field].eq(0) for field in ("x", "skip_x", "odd_x", "column")),
+                then["y"].eq(now["y"] + 1),
+                then["done"].eq(now["done"] | (now["y"] == self.rows - 1)),
+                then["skip_y"].eq(Mux(row_kept, 0, now["skip_y"] + 1)),
             ]
             with m.If(row_kept):
-                m.d.comb += then.odd_y.eq(self.out_phase_y & ~now.odd_y)
-                with m.If(~self.out_phase_y | now.odd_y):
-                    m.d.comb += then.row.eq(now.row + self.out_pitch)
+                m.d.comb += then["odd_y"].eq(self.out_phase_y & ~now["odd_y"])
+                with m.If(~self.out_phase_y | now["odd_y"]):
+                    m.d.comb += then["row"].eq(now["row"] + self.out_pitch)
         with m.Else():
-            m.d.comb += [then.x.eq(now.x + 1), then.skip_x.eq(Mux(column_kept, 0, now.skip_x + 1))]
+            m.d.comb += [
+                then["x"].eq(now["x"] + 1),
+                then["skip_x"].eq(Mux(column_kept, 0, now["skip_x"] + 1)),
+            ]
             with m.If(column_kept):
-                m.d.comb += then.odd_x.eq(self.out_phase_x & ~now.odd_x)
-                with m.If(~self.out_phase_x | now.odd_x):
-                    m.d.comb += then.column.eq(now.column + self.out_step)
+                m.d.comb += then["odd_x"].eq(self.out_phase_x & ~now["odd_x"])
+                with m.If(~self.out_phase_x | now["odd_x"]):
+                    m.d.comb += then["column"].eq(now["column"] + self.out_step)
