@@ -204,12 +204,18 @@ def _preprocessed(
     rows: Array, value: ir.Value, scale: Sequence[float], mean: Sequence[float], where: str
 ) -> Array:
     if not _is_float(value) or not (scale or mean):
-        return rows.astype(_dtype(value))
+        return _cast(rows, value)
     factor = _per_channel(scale or (1.0,), rows, "--input-scale", where)
     offset = _per_channel(mean or (0.0,), rows, "--input-mean", where)
     if not factor.all():
         raise _error("--input-scale must not be 0", "x = (sample - mean) * scale: for instance --input-scale 1/255")
-    return ((rows.astype(np.float64) - offset) * factor).astype(_dtype(value))
+    return _cast((rows.astype(np.float64) - offset) * factor, value)
+
+
+def _cast(rows: Array, value: ir.Value) -> Array:
+    """In the input's dtype; what that cannot hold becomes infinite, and is refused afterwards."""
+    with np.errstate(over="ignore"):
+        return rows.astype(_dtype(value))
 
 
 def _per_channel(numbers: Sequence[float], rows: Array, option: str, where: str) -> NDArray[np.float64]:
