@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import onnx
+import onnx.inliner
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from onnx import TensorProto, defs
@@ -122,18 +123,38 @@ def _static(value: ir.Value) -> Shape:
 
 def _to_ir(proto: onnx.ModelProto, path: Path, input_shapes: Mapping[str, Shape]) -> ir.Model:
     _initializers_are_no_inputs(proto)
-    _name_nodes(proto)
     qonnx.declare_domains(proto)
+    proto = _inlined(proto, path)
+    _name_nodes(proto)
     qdq.standardize_domains(proto)
     _check(proto, path)
     _freeze_shapes(proto, path, input_shapes)
     proto = opsets.to_canonical_opset(proto, path)
-    model = ir.serde.deserialize_model(proto)
+    model = _deserialized(proto, path)
     common.NameFixPass()(model)
     qonnx.to_standard(model, path)
     qdq.to_int8(model, path)
     _infer(model, path)
     return model
+
+
+def _deserialized(proto: onnx.ModelProto, path: Path) -> ir.Model:
+    try:
+        return ir.serde.deserialize_model(proto)
+    except (ir.serde.SerdeError, ValueError, TypeError) as cause:
+        reason = " ".join(str(cause.__cause__ or cause).split())
+        raise error(path, [f"the graph is malformed: {reason}"], "export the model again") from cause
+
+
+def _inlined(proto: onnx.ModelProto, path: Path) -> onnx.ModelProto:
+    """Without functions of its own: torch and others write whole modules as one."""
+    if not proto.functions:
+        return proto
+    try:
+        return onnx.inliner.inline_local_functions(proto)
+    except (RuntimeError, ValueError) as cause:
+        reason = " ".join(str(cause).split())
+        raise error(path, [f"its functions cannot be inlined: {reason}"], "export without functions") from cause
 
 
 def _initializers_are_no_inputs(proto: onnx.ModelProto) -> None:

@@ -139,6 +139,8 @@ def byte_count(tensor: TensorProto) -> int:
 
 
 def _problem(tensor: TensorProto, path: Path) -> str | None:
+    if tensor.HasField("segment"):
+        return "it is stored in segments, which no exporter writes"
     if any(d < 0 for d in tensor.dims):
         return f"dims {list(tensor.dims)} are negative"
     if tensor.data_type not in TensorProto.DataType.values() or tensor.data_type == TensorProto.UNDEFINED:

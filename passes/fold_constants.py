@@ -8,10 +8,20 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 import onnxruntime as ort
+from onnxruntime.capi.onnxruntime_pybind11_state import (
+    Fail,
+    InvalidArgument,
+    InvalidGraph,
+    NotImplemented,
+    RuntimeException,
+)
 
 from passes.base import Notes, Rewrite
 from passes.graph import Array, constant, graph_of, integer, is_op, new_initializer, shape_of
 from passes.infer_shapes import infer
+
+# onnxruntime has one class for each status code, with no base but Exception.
+_ORT_ERRORS = (Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException)
 
 _ELEMENTS_MAX = 1 << 26
 """Of one folded result: a model file is not trusted to ask for more."""
@@ -42,8 +52,8 @@ class FoldConstants(Rewrite):
             nodes = _foldable(model.graph, notes)
             if not shapes and not nodes:
                 break
-            if nodes:
-                _evaluate(model, nodes, notes)
+            if nodes and not _evaluate(model, nodes, notes):
+                break
         common.RemoveUnusedNodesPass()(model)
 
 
@@ -88,15 +98,21 @@ def _too_large(node: ir.Node) -> str | None:
     return None
 
 
-def _evaluate(model: ir.Model, nodes: list[ir.Node], notes: Notes) -> None:
+def _evaluate(model: ir.Model, nodes: list[ir.Node], notes: Notes) -> bool:
     chosen = set(nodes)
     wanted = [o for n in nodes for o in n.outputs if o.name and _is_read_outside(o, chosen)]
-    results = _run_on_onnxruntime(model, nodes, wanted)
+    try:
+        results = _run_on_onnxruntime(model, nodes, wanted)
+    except _ORT_ERRORS as error:
+        for node in nodes:
+            notes.skip(node, f"onnxruntime cannot evaluate it: {' '.join(str(error).split())}")
+        return False
     for node in reversed(nodes):
         if all(not tuple(o.uses()) and not o.is_graph_output() for o in node.outputs):
             graph_of(node).remove(node, safe=True)
         else:
             _settle(node, [results.get(o.name or "") for o in node.outputs], notes)
+    return True
 
 
 def _is_read_outside(value: ir.Value, nodes: set[ir.Node]) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from compiler.importer import ModelError, import_model, load
@@ -220,6 +223,18 @@ def external_model(folder: Path, location: str) -> tuple[onnx.ModelProto, Array]
     return proto, data
 
 
+def test_functions_of_the_file_are_inlined(tmp_path: Path) -> None:
+    body = [node("Mul", ["a", "a"], ["s"]), node("Sigmoid", ["s"], ["r"])]
+    function = helper.make_function("own", "Block", ["a"], ["r"], body, [helper.make_opsetid("", 17)])
+    call = node("Block", ["x"], ["y"])
+    call.domain = "own"
+    proto = model([call], {"x": [1, 5]}, ["y"], domains={"own": 1})
+    proto.functions.append(function)
+    imported = import_model(save(proto, tmp_path))
+    assert ops(imported.model) == ["Mul", "Sigmoid"]
+    assert_same_outputs(proto, imported.model)
+
+
 # Files that are wrong
 
 
@@ -264,6 +279,35 @@ def test_truncation_anywhere_is_a_model_error(tmp_path: Path) -> None:
 
 def external_free_model() -> onnx.ModelProto:
     return model([node("Gemm", ["x", "w"], ["y"])], {"x": [1, 4]}, ["y"], {"w": weights(4, 4)})
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.lists(st.tuples(st.integers(0, 1 << 20), st.integers(0, 255)), min_size=1, max_size=4))
+def test_damaged_bytes_are_a_model_error_or_a_model(tmp_path: Path, changes: list[tuple[int, int]]) -> None:
+    data = bytearray(small_network().SerializeToString())
+    for place, byte in changes:
+        data[place % len(data)] = byte
+    path = tmp_path / "model.onnx"
+    path.write_bytes(data)
+    with contextlib.suppress(ModelError):
+        import_model(path)
+
+
+def small_network() -> onnx.ModelProto:
+    nodes = [
+        node("Conv", ["x", "w"], ["c"], auto_pad="SAME_UPPER"),
+        node("BatchNormalization", ["c", "gamma", "beta", "mean", "var"], ["n"]),
+        node("Shape", ["n"], ["s"]),
+        node("Gather", ["s", "zero"], ["i"]),
+        node("Unsqueeze", ["i"], ["u"], axes=[0]),
+        node("Concat", ["u", "minus"], ["t"], axis=0),
+        node("Pad", ["n"], ["p"], pads=[0, 0, 1, 1, 0, 0, 1, 1]),
+        node("Transpose", ["p"], ["h"], perm=[0, 2, 3, 1]),
+        node("Reshape", ["h", "t"], ["f"]),
+        node("MatMul", ["f", "v"], ["y"]),
+    ]
+    constants = {"w": weights(2, 2, 3, 3), "v": weights(72, 2), "zero": np.asarray(0), "minus": np.asarray([-1])}
+    return model(nodes, {"x": ["N", 2, 4, 4]}, ["y"], {**constants, **statistics(2)}, opset=9, ir_version=6)
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
