@@ -67,6 +67,7 @@ class Manifest:
         target: That it was compiled for.
         edgec: Version that wrote it.
         preprocessing: Applied by simulate and eval as it was in calibration.
+        input_ranges: Smallest and largest value of each network input in calibration, after preprocessing.
         options: Of the compile, as text, for the reader.
         tools: Name to version.
         files: Path inside the folder (with `/`) to size and hash; the manifest itself is left out.
@@ -76,6 +77,7 @@ class Manifest:
     target: str
     edgec: str
     preprocessing: Preprocessing = Preprocessing()
+    input_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
@@ -164,7 +166,7 @@ def altered_files(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def _parse(document: dict[str, object]) -> Manifest:
-    preprocessing = _mapping(document["preprocessing"])
+    preprocessing, ranges = _mapping(document["preprocessing"]), _mapping(document["input_ranges"])
     files = {name: FileEntry(**_mapping(entry)) for name, entry in _mapping(document["files"]).items()}
     for name in files:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
@@ -174,6 +176,7 @@ def _parse(document: dict[str, object]) -> Manifest:
         target=str(document["target"]),
         edgec=str(document["edgec"]),
         preprocessing=Preprocessing(**{key: tuple(value) for key, value in preprocessing.items()}),
+        input_ranges={name: (float(low), float(high)) for name, (low, high) in ranges.items()},
         options=_mapping(document["options"]),
         tools=_mapping(document["tools"]),
         files=files,

@@ -65,7 +65,7 @@ class Edgec(click.Group):
             click.echo("interrupted: nothing was written", err=True)
             ctx.exit(INTERRUPTED)
         except BrokenPipeError:
-            sys.stdout = None  # type: ignore[assignment]  # the reader has gone: nothing to flush at exit
+            sys.stdout = None  # the reader has gone: nothing to flush at exit
             ctx.exit(OK)
         except Exception as error:  # noqa: BLE001 - the one place that ends every error
             if ctx.find_root().meta.get("debug"):
@@ -82,13 +82,14 @@ def _tell(error: Exception) -> int:
     message, *more = str(error).splitlines() or [type(error).__name__]
     click.secho("error: ", fg="red", bold=True, nl=False, err=True)
     click.echo(message if code != INTERNAL else f"a fault of edgec: {type(error).__name__}: {message}", err=True)
-    for line in more:
-        click.echo(f"  also:   {line}", err=True)
-    for note in getattr(error, "__notes__", []):
-        label, _, text = note.partition(": ") if note.startswith("remedy: ") else ("in", "", note.removeprefix("in "))
-        click.echo(f"  {label + ':':<7} {text}", err=True)
+    notes = getattr(error, "__notes__", [])
+    remedies = [note.removeprefix("remedy: ") for note in notes if note.startswith("remedy: ")]
+    places = [note.removeprefix("in ") for note in notes if not note.startswith("remedy: ")]
     if code == INTERNAL:
-        click.echo(f"  remedy: please report it with {_save_traceback(error)}", err=True)
+        remedies.append(f"please report it with {_save_traceback(error)}")
+    for label, texts in (("in", [", ".join(reversed(places))] if places else []), ("also", more), ("remedy", remedies)):
+        for text in texts:
+            click.echo(f"  {label + ':':<7} {text}", err=True)
     return code
 
 
@@ -177,7 +178,7 @@ def _common(command: Callable[P, int | None]) -> Callable[P, int | None]:
     @functools.wraps(command)
     def wrapped(ctx: click.Context, /, verbose: bool, debug: bool, **options: object) -> int | None:
         ctx.find_root().meta.update(verbose=verbose, debug=debug)
-        return command(**options)  # type: ignore[arg-type]
+        return command(**options)  # type: ignore[arg-type,call-arg]
 
     return wrapped  # type: ignore[return-value]
 
@@ -188,10 +189,15 @@ def _model_options(command: Callable[P, int | None]) -> Callable[P, int | None]:
         click.option("--target", default="fpga", show_default=True, help="See `edgec targets`."),
         click.option("--array", type=Array(), default="16x8", show_default=True, help="Multipliers: pixels x rows."),
         click.option(
-            "--memory", type=Memory(), default={}, help="Activation memory in bytes, or NAME=SIZE,... with NAME one of "
-            "activations, weights, parameters, blocks, taps, tables, instructions (bytes for the first two, else words)."
+            "--memory",
+            type=Memory(),
+            default={},
+            help="Activation memory in bytes, or NAME=SIZE,... with NAME one of activations, weights (bytes), "
+            "parameters, blocks, taps, tables, instructions (words).",
         ),
-        click.option("--input-shape", type=InputShape(), multiple=True, help="Shape of a dynamic input; may be repeated."),
+        click.option(
+            "--input-shape", type=InputShape(), multiple=True, help="Shape of a dynamic input; may be repeated."
+        ),
         click.option("--dense", is_flag=True, help="Keep zero weights: no block skipping, no dead-channel removal."),
     ]
     for option in reversed(options):
@@ -224,15 +230,25 @@ def cli() -> None:
 @_model_argument
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Artefact folder.")
 @_model_options
-@click.option("--calib", type=click.Path(path_type=Path), help="Calibration samples, .npz or .npy, of the input's name or `x`.")
-@click.option("--input-scale", type=Numbers(), default=(), help="x = (sample - mean) * scale: one number or one for each channel.")
+@click.option(
+    "--calib", type=click.Path(path_type=Path), help="Calibration samples, .npz or .npy, of the input's name or `x`."
+)
+@click.option(
+    "--input-scale", type=Numbers(), default=(), help="x = (sample - mean) * scale: one number or one for each channel."
+)
 @click.option("--input-mean", type=Numbers(), default=(), help="See --input-scale.")
 @click.option("--no-verify", is_flag=True, help="Do not simulate the result.")
 @_json_option
 @_common
 def compile_command(
-    model: Path, output: Path, calib: Path | None, input_scale: tuple[float, ...], input_mean: tuple[float, ...],
-    no_verify: bool, as_json: bool, **options: object,
+    model: Path,
+    output: Path,
+    calib: Path | None,
+    input_scale: tuple[float, ...],
+    input_mean: tuple[float, ...],
+    no_verify: bool,
+    as_json: bool,
+    **options: object,
 ) -> int:
     """Compile MODEL (.onnx) into an artefact folder, and verify it in simulation.
 
@@ -268,9 +284,9 @@ def check(model: Path, as_json: bool, **options: object) -> int:
     from compiler import pipeline, report
 
     with _progress() as progress:
-        result = pipeline.check(model, _options(options), progress)
+        result, problem = pipeline.check(model, _options(options), progress)
     _print(report.to_json(result).rstrip()) if as_json else report.show(result, _console())
-    return OK
+    return _tell(problem) if problem else OK
 
 
 @cli.command(epilog=EXIT_HELP)
@@ -343,7 +359,9 @@ def verify(
 
 @cli.command(name="eval", epilog=EXIT_HELP)
 @_artefact_argument
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Samples `x` (or the input's name) and labels `y`.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), required=True, help="Samples `x` (or the input's name) and labels `y`."
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first samples.")
 @click.option("--no-rtl", is_flag=True, help="Leave the simulated hardware out.")
 @_json_option
@@ -446,7 +464,13 @@ def _progress() -> Iterator[ProgressCallback]:
     if click.get_current_context().find_root().meta.get("verbose"):
         yield _Lines().tell
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
 

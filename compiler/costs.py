@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from backends.layers import Conv, Layer, LayerGraph, Shape, macs
+from backends.layers import Conv, Layer, LayerGraph, macs
 from compiler.report import LayerRow, MapEntry, MemoryUse, utilisation
 from hw.config import DATA_BITS
 from hw.descriptor import TensorDescriptor
 from hw.isa import Memory, memory_shape
 from sim.program import Program
-
-COPY = "Copy"
 
 
 @dataclass(frozen=True)
@@ -23,72 +21,52 @@ class Step:
 
     Attributes:
         name: Of the step.
+        layers: Names of the layers that it stands for, in order.
         tensor: That it stores.
-        cycles: One number for each instruction; empty where the target has no schedule.
+        cycles, instructions: Of the accelerator; None and 0 where the target has no schedule.
+        activation_bytes: Alive while it runs; None where nothing is allocated.
+        multipliers: Of the array that work in it.
     """
 
     name: str
+    layers: tuple[str, ...]
     tensor: str
-    cycles: tuple[int, ...] = ()
+    cycles: int | None = None
+    instructions: int = 0
+    activation_bytes: int | None = None
+    multipliers: int | None = None
 
 
-def steps_of(program: Program) -> tuple[Step, ...]:
-    """The layers of a program, in order of execution."""
-    cycles = [instruction.cycles or 0 for instruction in program.instructions]
-    return tuple(Step(layer.name, layer.tensor, tuple(cycles[layer.pc_start : layer.pc_end])) for layer in program.layers)
+def steps_of(graph: LayerGraph) -> tuple[Step, ...]:
+    """Every layer alone, for a target that fuses nothing."""
+    return tuple(Step(layer.name, (layer.name,), layer.output.name) for layer in graph.layers)
 
 
 def layer_rows(
-    graph: LayerGraph, steps: Sequence[Step] = (), macs_per_cycle: int | None = None, sqnr: Mapping[str, float] | None = None
+    graph: LayerGraph, steps: Sequence[Step], macs_per_cycle: int | None, sqnr: Mapping[str, float]
 ) -> tuple[LayerRow, ...]:
-    """One row for each step; without steps, one for each layer.
-
-    Args:
-        sqnr: dB by tensor name.
-    """
-    steps = steps or [Step(layer.name, layer.output.name) for layer in graph.layers]
-    members = _members(graph, steps)
-    shapes = {tensor.name: tensor.shape for tensor in graph.tensors()}
-    seen: set[str] = set()
-    rows = []
-    for step in steps:
-        layers = [] if step.tensor in seen else members[step.tensor]
-        seen.add(step.tensor)
-        rows.append(_row(step, layers, shapes[step.tensor], macs_per_cycle, (sqnr or {}).get(step.tensor)))
-    return tuple(rows)
-
-
-def _row(step: Step, layers: list[Layer], shape: Shape, macs_per_cycle: int | None, sqnr: float | None) -> LayerRow:
-    work = sum(macs(layer) for layer in layers)
-    cycles = sum(step.cycles) if step.cycles else None
-    return LayerRow(
-        name=step.name,
-        kind="+".join(_kind(layer) for layer in layers) or COPY,
-        shape=shape,
-        macs=work,
-        cycles=cycles,
-        utilisation=utilisation(work, cycles, macs_per_cycle),
-        weight_bytes=sum(weight_bytes(layer) for layer in layers),
-        instructions=len(step.cycles),
-        sqnr_db=sqnr if layers else None,
+    """One row for each step; `sqnr` is dB by tensor name."""
+    layers = {layer.name: layer for layer in graph.layers}
+    return tuple(
+        _row(step, [layers[name] for name in step.layers], macs_per_cycle, sqnr.get(step.tensor)) for step in steps
     )
 
 
-def _members(graph: LayerGraph, steps: Sequence[Step]) -> dict[str, list[Layer]]:
-    """The layers that each stored tensor needs: its own, and those before it whose tensor is not stored."""
-    stored: dict[str, list[Layer]] = {step.tensor: [] for step in steps}
-    for layer in graph.layers:
-        stored.setdefault(_stored_by(graph, layer, stored), []).append(layer)
-    return stored
-
-
-def _stored_by(graph: LayerGraph, layer: Layer, stored: Mapping[str, list[Layer]]) -> str:
-    while layer.output.name not in stored:
-        consumers = graph.consumers(layer.output)
-        if not consumers:
-            break
-        layer = consumers[0]
-    return layer.output.name
+def _row(step: Step, layers: list[Layer], macs_per_cycle: int | None, sqnr: float | None) -> LayerRow:
+    work = sum(macs(layer) for layer in layers)
+    return LayerRow(
+        name=step.name,
+        kind="+".join(_kind(layer) for layer in layers),
+        shape=layers[-1].output.shape,
+        macs=work,
+        cycles=step.cycles,
+        utilisation=utilisation(work, step.cycles, macs_per_cycle),
+        weight_bytes=sum(weight_bytes(layer) for layer in layers),
+        instructions=step.instructions,
+        activation_bytes=step.activation_bytes,
+        multipliers=step.multipliers,
+        sqnr_db=sqnr,
+    )
 
 
 def _kind(layer: Layer) -> str:
@@ -127,25 +105,18 @@ _PLURAL = {
 }
 
 
-def activation_map(graph: LayerGraph, program: Program) -> tuple[MapEntry, ...]:
+def activation_map(graph: LayerGraph, steps: Sequence[Step], program: Program) -> tuple[MapEntry, ...]:
     """Every stored tensor: its words, and the steps from its first write to its last read."""
-    steps = steps_of(program)
-    members = _members(graph, steps)
-    entries: dict[str, MapEntry] = {}
-    for name, place in program.inputs.items():
-        entries[name] = _entry(name, place, -1, program)
-    copies: list[MapEntry] = []
-    for index, layer in enumerate(program.layers):
-        if layer.tensor in entries:  # a copy in another layout
-            copies.append(_entry(layer.name, layer.descriptor, index, program))
-            continue
-        entries[layer.tensor] = _entry(layer.tensor, layer.descriptor, index, program)
-        for tensor in {t.name for member in members[layer.tensor] for t in member.inputs} & set(entries):
+    layers = {layer.name: layer for layer in graph.layers}
+    entries = {name: _entry(name, place, -1, program) for name, place in program.inputs.items()}
+    places = {layer.tensor: layer.descriptor for layer in program.layers}
+    for index, step in enumerate(steps):
+        for tensor in {t.name for name in step.layers for t in layers[name].inputs} & set(entries):
             entries[tensor] = replace(entries[tensor], last=index)
+        entries[step.tensor] = _entry(step.tensor, places[step.tensor], index, program)
     for name in program.outputs:
-        if name in entries:
-            entries[name] = replace(entries[name], last=len(steps))
-    return (*entries.values(), *copies)
+        entries[name] = replace(entries[name], last=len(steps))
+    return tuple(entries.values())
 
 
 def _entry(name: str, place: TensorDescriptor, step: int, program: Program) -> MapEntry:

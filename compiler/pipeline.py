@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from backends.layers import macs
+from backends.base import DoesNotFitError
 from compiler import artefact, calibration, costs, doctor, quality, simulation, stored, targets
 from compiler.artefact import Manifest, Preprocessing
 from compiler.calibration import Samples
@@ -17,11 +17,10 @@ from compiler.lowering import Lowered, lower
 from compiler.partition import partition
 from compiler.report import CompileReport, HostNode, ModelFacts, PassRow, to_json, utilisation
 from compiler.report_html import to_html
-from compiler.targets import Target
+from compiler.targets import Plan, Target
 from compiler.version import VERSION
 from passes.base import PassReport
 from passes.quantize import QuantizeConfig, quantize
-from sim.program import Program
 
 Progress = Callable[[str, int, int], None]
 
@@ -89,28 +88,32 @@ def compile(path: Path, destination: Path, options: CompileOptions, progress: Pr
         stored.write_network(folder, network.imported.model, network.quantized, network.lowered)
         inputs = stored.write_samples(folder, network.lowered, network.quantized, network.samples.arrays)
         progress("build", 0, 0)
-        program = target.plan(network.lowered.graph)
-        target.build(network.lowered.graph, program, folder)
-        report = describe(network, target, program, options, progress)
+        plan = target.plan(network.lowered.graph)
+        plan.build(folder)
+        report = describe(network, target, plan, options, progress)
         if options.verify and target.is_hardware:
             few = {name: values[:SHORT_SAMPLES] for name, values in inputs.items()}
             verdict = simulation.verify(folder, network.lowered.graph, few, random=SHORT_RANDOM, progress=progress)
             report = replace(report, verify=verdict)
         (folder / artefact.REPORT_JSON).write_text(to_json(report), encoding="utf-8")
         (folder / artefact.REPORT_HTML).write_text(to_html(report), encoding="utf-8")
-        artefact.seal(folder, _manifest(report, options))
+        artefact.seal(folder, _manifest(network, report, options))
     return report
 
 
-def check(path: Path, options: CompileOptions, progress: Progress) -> CompileReport:
-    """Whether a network fits the target, and what it costs there. Writes nothing.
+def check(path: Path, options: CompileOptions, progress: Progress) -> tuple[CompileReport, DoesNotFitError | None]:
+    """What a network costs on the target, and why it does not fit there, if so. Writes nothing.
 
     One synthetic sample is enough: costs do not depend on it.
     """
     target = targets.make(options)
     network = prepare(path, options, progress, is_check=True)
-    program = target.plan(network.lowered.graph)
-    return describe(network, target, program, options, progress, is_check=True)
+    plan = target.plan(network.lowered.graph)
+    try:
+        plan.program()
+    except DoesNotFitError as error:
+        return describe(network, target, plan, options, progress, is_check=True, fits=False), error
+    return describe(network, target, plan, options, progress, is_check=True), None
 
 
 def prepare(path: Path, options: CompileOptions, progress: Progress, *, is_check: bool = False) -> Network:
@@ -125,7 +128,8 @@ def prepare(path: Path, options: CompileOptions, progress: Progress, *, is_check
         progress("lower", 0, 0)
         lowered = lower(quantized, cut)
     except ValueError as error:
-        error.add_note(f"in {path.name}")
+        if path.name not in str(error):
+            error.add_note(f"in {path.name}")
         raise
     return Network(imported, samples, quantized, lowered, (*imported.reports, report))
 
@@ -139,37 +143,38 @@ def _samples(model: ir.Model, options: CompileOptions, is_check: bool) -> Sample
 def describe(
     network: Network,
     target: Target,
-    program: Program | None,
+    plan: Plan,
     options: CompileOptions,
     progress: Progress,
     *,
     is_check: bool = False,
+    fits: bool = True,
 ) -> CompileReport:
     """Everything the report says but the verification. A check measures nothing on samples."""
-    graph, facts = network.lowered.graph, target.facts()
-    few = {} if is_check else quality.first(network.samples.arrays, MEASURED_SAMPLES)
-    noise = quality.noise(network.imported.model, network.quantized, few, progress) if few else {}
-    steps = costs.steps_of(program) if program else ()
-    cycles = program.cycles if program else None
-    work = sum(map(macs, graph.layers))
+    graph, facts, estimate, samples = network.lowered.graph, target.facts(), plan.estimate, network.samples
+    model, quantized = network.imported.model, network.quantized
+    program = plan.program() if fits else None
+    few = quality.first(samples.arrays, MEASURED_SAMPLES)
+    noise = {} if is_check else quality.noise(model, quantized, few, progress)
+    accuracy = () if is_check else quality.on_calibration(model, quantized, network.lowered, samples, progress)
     return CompileReport(
         edgec=VERSION,
         model=_model_facts(network, is_check),
         target=facts,
-        calibration=_calibration_facts(network.samples, options),
-        macs=work,
-        cycles=cycles,
-        multipliers=target.multipliers(),
-        utilisation=utilisation(work, cycles, facts.macs_per_cycle),
+        calibration=_calibration_facts(samples, options),
+        macs=estimate.macs,
+        cycles=estimate.cycles,
+        multipliers=estimate.multipliers,
+        utilisation=utilisation(estimate.macs, estimate.cycles, facts.macs_per_cycle),
         weight_bytes=sum(map(costs.weight_bytes, graph.layers)),
-        layers=costs.layer_rows(graph, steps, facts.macs_per_cycle, noise),
+        stored_weight_bytes=estimate.weight_bytes,
+        layers=costs.layer_rows(graph, plan.steps, facts.macs_per_cycle, noise),
         host_nodes=tuple(HostNode(n.name, n.op, n.side, n.reason) for n in network.lowered.host_nodes),
         memory=costs.memory_uses(program) if program else (),
-        activation_map=costs.activation_map(graph, program) if program else (),
-        accuracy=() if is_check else quality.on_calibration(network.imported.model, network.quantized,
-                                                             network.lowered, network.samples, progress),
+        activation_map=costs.activation_map(graph, plan.steps, program) if program else (),
+        accuracy=accuracy,
         passes=tuple(PassRow(p.name, len(p.changed), p.skipped, p.metrics) for p in network.passes),
-        warnings=() if is_check else tuple(network.samples.warnings),
+        warnings=() if is_check else samples.warnings,
         tools=doctor.tool_versions(),
     )
 
@@ -191,19 +196,24 @@ def _model_facts(network: Network, is_check: bool) -> ModelFacts:
 def _calibration_facts(samples: Samples, options: CompileOptions) -> dict[str, object]:
     return {
         "source": options.calibration.name if options.calibration else "synthetic",
-        "samples": len(next(iter(samples.arrays.values()))),
+        "samples": samples.count,
         "input_scale": list(options.scale),
         "input_mean": list(options.mean),
     }
 
 
-def _manifest(report: CompileReport, options: CompileOptions) -> Manifest:
-    told = {"array": report.target.array, "dense": str(options.dense).lower(), "calibration": report.calibration["source"]}
+def _manifest(network: Network, report: CompileReport, options: CompileOptions) -> Manifest:
+    told = {
+        "array": report.target.array,
+        "dense": str(options.dense).lower(),
+        "calibration": report.calibration["source"],
+    }
     return Manifest(
         network=report.model.name,
         target=report.target.name,
         edgec=VERSION,
         preprocessing=Preprocessing(options.scale, options.mean),
+        input_ranges={name: (float(x.min()), float(x.max())) for name, x in network.samples.arrays.items()},
         options={name: str(value) for name, value in told.items()},
         tools=report.tools,
     )

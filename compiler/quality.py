@@ -71,23 +71,23 @@ def on_calibration(
     return compare(answers, labels, "calibration samples")
 
 
-def compare(answers: Mapping[str, Floats], labels: NDArray[np.generic] | None, where: str) -> tuple[AccuracyRow, ...]:
+def compare(answers: Mapping[str, Floats], labels: NDArray[np.int64] | None, where: str) -> tuple[AccuracyRow, ...]:
     """Accuracy of each stage's first output, where labels say what is right, and its agreement with float.
 
     Args:
         answers: Outputs of each stage; the float network is the measure of the others.
-        labels: Class numbers [N], or arrays of the output's shape, or None.
+        labels: Class numbers [N], or None.
         where: What the samples are, for the reader.
     """
     rows: list[AccuracyRow] = []
     exact = _first_output(answers[FLOAT])
     for stage, outputs in answers.items():
         got = _first_output(outputs)
-        if labels is not None and (right := _against_labels(got, labels)) is not None:
-            metric, value, unit = right
-            rows.append(AccuracyRow(stage, f"{metric} on {len(got)} {where}", value, unit))
+        if labels is not None and (right := _accuracy(got, labels)) is not None:
+            rows.append(AccuracyRow(stage, f"accuracy on {len(got)} {where}", right, "%"))
         if stage != FLOAT:
-            rows.append(AccuracyRow(stage, f"signal to noise against float on {len(got)} {where}", _decibel(exact, got), "dB"))
+            what = f"signal to noise against float on {len(got)} {where}"
+            rows.append(AccuracyRow(stage, what, _decibel(exact, got), "dB"))
     return tuple(rows)
 
 
@@ -95,17 +95,17 @@ def _first_output(outputs: Floats) -> NDArray[np.float32]:
     return next(iter(outputs.values()))
 
 
-def _against_labels(got: NDArray[np.float32], labels: NDArray[np.generic]) -> tuple[str, float, str] | None:
-    """(metric, value, unit), or None where the labels do not fit the output."""
+def _accuracy(got: NDArray[np.float32], labels: NDArray[np.int64]) -> float | None:
+    """Percent of right classes, or None where the output is not one score for each class."""
     scores = got.reshape(len(got), -1)
-    if labels.size == len(got) and np.issubdtype(labels.dtype, np.integer) and scores.shape[1] > 1:
-        return "accuracy", 100 * float(np.mean(scores.argmax(1) == labels.reshape(-1))), "%"
-    if labels.size == got.size and np.issubdtype(labels.dtype, np.floating):
-        return "mean squared error", float(np.mean((got - labels.reshape(got.shape)) ** 2)), ""
-    return None
+    if scores.shape[1] < 2 or labels.max(initial=0) >= scores.shape[1]:
+        return None
+    return 100 * float(np.mean(scores.argmax(1) == labels))
 
 
 def _decibel(exact: NDArray[np.float32], got: NDArray[np.float32]) -> float:
     signal = float(np.square(exact, dtype=np.float64).sum())
-    difference = float(np.square(exact.astype(np.float64) - got).sum())
-    return float("inf") if difference == 0 else 10 * float(np.log10(signal / difference)) if signal else float("-inf")
+    difference = float(np.square(exact.astype(np.float64) - got.astype(np.float64)).sum())
+    if difference == 0:
+        return float("inf")
+    return 10 * float(np.log10(signal / difference)) if signal else float("-inf")

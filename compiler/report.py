@@ -65,6 +65,8 @@ class LayerRow:
         utilisation: Dense macs / (cycles * macs per cycle); above 1 where zero blocks are skipped.
         weight_bytes: Dense int8 weights.
         instructions: Of the accelerator.
+        activation_bytes: Alive while it runs.
+        multipliers: Of the array that have an output channel to work on.
         sqnr_db: Signal to quantization noise of the stored tensor, end to end; None where unknown or without noise.
     """
 
@@ -76,6 +78,8 @@ class LayerRow:
     utilisation: float | None
     weight_bytes: int
     instructions: int
+    activation_bytes: int | None = None
+    multipliers: int | None = None
     sqnr_db: float | None = None
 
 
@@ -165,7 +169,16 @@ class PassRow:
 
 @dataclass(frozen=True)
 class CompileReport:
-    """Everything worth knowing about one compile; see docs/report.md."""
+    """Everything worth knowing about one compile; see docs/report.md.
+
+    Attributes:
+        macs: Dense multiply-accumulates of one inference on the accelerator.
+        cycles: From the start register to done, weights resident; exact.
+        multipliers: Hardware multipliers of the whole accelerator.
+        utilisation: macs / (cycles * macs per cycle).
+        weight_bytes: Dense int8 weights.
+        stored_weight_bytes: Of the weight streams: zero blocks left out, partial blocks filled up.
+    """
 
     edgec: str
     model: ModelFacts
@@ -176,6 +189,7 @@ class CompileReport:
     multipliers: int | None
     utilisation: float | None
     weight_bytes: int
+    stored_weight_bytes: int
     layers: tuple[LayerRow, ...]
     host_nodes: tuple[HostNode, ...]
     memory: tuple[MemoryUse, ...] = ()
@@ -246,10 +260,12 @@ def show(report: CompileReport, console: Console) -> None:
 
 
 def _layer_table(report: CompileReport) -> Table:
-    table = Table(title=f"{report.model.name} on {report.target.name} {report.target.array}".rstrip(), title_justify="left")
+    table = Table(
+        title=f"{report.model.name} on {report.target.name} {report.target.array}".rstrip(), title_justify="left"
+    )
     for heading in ("layer", "kind", "stores"):
         table.add_column(heading, overflow="fold")
-    for heading in ("MACs", "cycles", "use", "weights", "SQNR"):
+    for heading in ("MACs", "cycles", "use", "weights", "memory", "SQNR"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report.layers:
         table.add_row(*(_plain(cell) for cell in _cells(row)))
@@ -270,6 +286,7 @@ def _cells(row: LayerRow) -> tuple[str, ...]:
         number(row.cycles),
         percent(row.utilisation),
         f"{row.weight_bytes:,}" if row.weight_bytes else "",
+        number(row.activation_bytes),
         "" if row.sqnr_db is None or not math.isfinite(row.sqnr_db) else f"{row.sqnr_db:.1f} dB",
     )
 
@@ -283,7 +300,10 @@ def _summary(report: CompileReport) -> Table:
 
 def summary(report: CompileReport) -> list[tuple[str, str]]:
     """The figures of one inference as label and text; terminal and HTML show the same."""
-    lines = [("MACs", f"{report.macs:,}"), ("weights", f"{report.weight_bytes:,} bytes")]
+    lines = [
+        ("MACs", f"{report.macs:,}"),
+        ("weights", f"{report.weight_bytes:,} bytes, {report.stored_weight_bytes:,} as stored"),
+    ]
     if report.cycles is not None:
         use = f" ({percent(report.utilisation)} of {report.target.macs_per_cycle} MACs per cycle)"
         lines.append(("cycles", f"{report.cycles:,}{use if report.utilisation else ''}"))

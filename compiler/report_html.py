@@ -42,15 +42,27 @@ def to_html(report: CompileReport) -> str:
         *(f"<p class='warning'>{escape(warning)}</p>" for warning in report.warnings),
         _section("One inference", _pairs(summary(report))),
         _section("Cycles of each layer", _cycles(report.layers), "Exact, and compared with the simulated hardware."),
-        _section("Use of the array", _use(report.layers), "Dense MACs / (cycles x MACs per cycle); over 100 % where "
-                 "zero blocks are skipped."),
-        _section("Activation memory over time", _memory_map(report), "Rows are layers in the order of execution; "
-                 "boxes are tensors while they are alive."),
+        _section(
+            "Use of the array",
+            _use(report.layers),
+            "Dense MACs / (cycles x MACs per cycle); over 100 % where zero blocks are skipped.",
+        ),
+        _section(
+            "Activation memory over time",
+            _memory_map(report),
+            "Rows are layers in the order of execution; boxes are tensors while they are alive.",
+        ),
         _section("Memories", _memories(report)),
-        _section("Quantization noise", _noise(report.layers), "Signal to quantization noise of each stored tensor, "
-                 "end to end, float network against quantized network on calibration samples."),
+        _section(
+            "Quantization noise",
+            _noise(report.layers),
+            "Signal to quantization noise of each stored tensor, "
+            "end to end, float network against quantized network on calibration samples.",
+        ),
         _section("Accuracy", _accuracy(report.accuracy)),
-        _section("On the host", _host(report.host_nodes), "Nodes that the accelerator leaves to the processor beside it."),
+        _section(
+            "On the host", _host(report.host_nodes), "Nodes that the accelerator leaves to the processor beside it."
+        ),
         _section("Layers", _layers(report.layers)),
         _section("Passes", _passes(report)),
         _section("Made with", _pairs([("edgec", report.edgec), *report.tools.items()])),
@@ -58,7 +70,8 @@ def to_html(report: CompileReport) -> str:
     body = "\n".join(part for part in parts if part)
     return (
         f"<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title>"
-        f"<meta name='viewport' content='width=device-width'><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+        f"<meta name='viewport' content='width=device-width'><style>{_STYLE}</style></head>\n"
+        f"<body>\n{body}\n</body></html>\n"
     )
 
 
@@ -89,7 +102,7 @@ def _pairs(rows: Sequence[tuple[str, str]]) -> str:
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[int] = ()) -> str:
     """`right` are the columns of numbers."""
-    classes = {column: " class='n'" for column in right}
+    classes = dict.fromkeys(right, " class='n'")
     top = "".join(f"<th{classes.get(i, '')}>{escape(cell)}</th>" for i, cell in enumerate(head))
     body = "".join(
         "<tr>" + "".join(f"<td{classes.get(i, '')}>{escape(cell)}</td>" for i, cell in enumerate(row)) + "</tr>"
@@ -103,7 +116,9 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[i
 
 def _cycles(layers: Sequence[LayerRow]) -> str:
     total = sum(row.cycles or 0 for row in layers)
-    bars = [(row.name, float(row.cycles), f"{row.cycles:,} ({percent(row.cycles / total)})") for row in layers if row.cycles]
+    bars = [
+        (row.name, float(row.cycles), f"{row.cycles:,} ({percent(row.cycles / total)})") for row in layers if row.cycles
+    ]
     return _bars(bars)
 
 
@@ -126,8 +141,10 @@ def _bars(bars: Sequence[tuple[str, float, str]], full: float | None = None) -> 
     lines = []
     for index, (label, value, text) in enumerate(bars):
         y, width = index * _ROW, max(1.0, room * value / longest)
-        lines.append(f"<text x='{_LABEL - 8}' y='{y + 15}' text-anchor='end'>{escape(_short(label))}"
-                     f"<title>{escape(label)}</title></text>")
+        lines.append(
+            f"<text x='{_LABEL - 8}' y='{y + 15}' text-anchor='end'>{escape(_short(label))}"
+            f"<title>{escape(label)}</title></text>"
+        )
         lines.append(f"<rect class='bar2' x='{_LABEL}' y='{y + 3}' width='{room}' height='{_ROW - 6}' opacity='0.35'/>")
         lines.append(f"<rect class='bar' x='{_LABEL}' y='{y + 3}' width='{width:.1f}' height='{_ROW - 6}'/>")
         lines.append(f"<text class='soft' x='{_LABEL + room + 8}' y='{y + 15}'>{escape(text)}</text>")
@@ -142,13 +159,17 @@ def _memory_map(report: CompileReport) -> str:
     rows = len(report.layers) + 2  # inputs above, what the host reads below
     room, top = _WIDTH - _LABEL - 10, 18
     labels = ["before", *(row.name for row in report.layers), "after"]
-    lines = [f"<text class='soft' x='{_LABEL}' y='12'>word 0</text>",
-             f"<text class='soft' x='{_WIDTH - 10}' y='12' text-anchor='end'>{available:,} words</text>"]
+    lines = [
+        f"<text class='soft' x='{_LABEL}' y='12'>word 0</text>",
+        f"<text class='soft' x='{_WIDTH - 10}' y='12' text-anchor='end'>{available:,} words</text>",
+    ]
     for index, label in enumerate(labels):
         y = top + index * _ROW
         lines.append(f"<text x='{_LABEL - 8}' y='{y + 15}' text-anchor='end'>{escape(_short(label))}</text>")
         lines.append(f"<line class='grid' x1='{_LABEL}' y1='{y}' x2='{_WIDTH - 10}' y2='{y}'/>")
-    lines.append(f"<line class='grid' x1='{_LABEL}' y1='{top + rows * _ROW}' x2='{_WIDTH - 10}' y2='{top + rows * _ROW}'/>")
+    lines.append(
+        f"<line class='grid' x1='{_LABEL}' y1='{top + rows * _ROW}' x2='{_WIDTH - 10}' y2='{top + rows * _ROW}'/>"
+    )
     for index, entry in enumerate(report.activation_map):
         lines += _box(entry, index, room / available, top)
     return _svg(top + rows * _ROW + 4, lines)
@@ -159,8 +180,10 @@ def _box(entry: MapEntry, index: int, scale: float, top: int) -> list[str]:
     width, height = max(1.0, entry.words * scale), (entry.last - entry.first + 1) * _ROW
     shade = "bar" if index % 2 else "bar2"
     title = f"<title>{escape(entry.tensor)}: words {entry.base} to {entry.base + entry.words - 1}</title>"
-    box = (f"<rect class='{shade} edge' x='{x:.1f}' y='{y + 1}' width='{width:.1f}' height='{height - 2}' rx='3' "
-           f"opacity='0.75'>{title}</rect>")
+    box = (
+        f"<rect class='{shade} edge' x='{x:.1f}' y='{y + 1}' width='{width:.1f}' height='{height - 2}' rx='3' "
+        f"opacity='0.75'>{title}</rect>"
+    )
     fits = int(width / 7)
     if fits < 4:
         return [box]
@@ -181,7 +204,8 @@ def _short(text: str, length: int = 32) -> str:
 
 def _memories(report: CompileReport) -> str:
     rows = [
-        (m.memory, f"{m.used:,}", f"{m.available:,}", f"{m.word_bits:,}", percent(m.used / m.available)) for m in report.memory
+        (m.memory, f"{m.used:,}", f"{m.available:,}", f"{m.word_bits:,}", percent(m.used / m.available))
+        for m in report.memory
     ]
     return _table(("memory", "words used", "words", "bits of a word", "used"), rows, (1, 2, 3, 4))
 
@@ -197,8 +221,16 @@ def _host(nodes: Sequence[HostNode]) -> str:
 
 def _layers(layers: Sequence[LayerRow]) -> str:
     rows = [
-        (row.name, row.kind, _shape(row.shape), f"{row.macs:,}", "" if row.cycles is None else f"{row.cycles:,}",
-         percent(row.utilisation), f"{row.weight_bytes:,}", str(row.instructions))
+        (
+            row.name,
+            row.kind,
+            _shape(row.shape),
+            f"{row.macs:,}",
+            "" if row.cycles is None else f"{row.cycles:,}",
+            percent(row.utilisation),
+            f"{row.weight_bytes:,}",
+            str(row.instructions),
+        )
         for row in layers
     ]
     head = ("layer", "kind", "stores", "MACs", "cycles", "use", "weight bytes", "instructions")

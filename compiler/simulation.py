@@ -14,6 +14,7 @@ from backends.layers import LayerGraph
 from backends.reference import interpreter
 from compiler import artefact
 from compiler.report import VerifyFacts
+from hw.timing import program_cycles
 from sim import verify as judge
 from sim.driver import Accelerator, infer
 from sim.harness import Harness
@@ -54,22 +55,34 @@ class Simulation:
         total = len(next(iter(inputs.values())))
         rows: list[Maps] = []
         for index in range(total):
-            outputs, _ = infer(self.accelerator, self.program, _sample(inputs, index))
-            if late := self.wrong_cycles():
+            outputs, cycles = infer(self.accelerator, self.program, self._sample(inputs, index))
+            if late := self.wrong_cycles(cycles):
                 raise CycleError("; ".join(late[:_SHOWN]))
             rows.append(outputs)
             if progress:
                 progress("simulate", index + 1, total)
         return {name: np.stack([row[name] for row in rows]) for name in self.program.outputs}
 
-    def wrong_cycles(self) -> list[str]:
-        """Sentences about the instructions of the last run whose cycles are not as expected."""
+    @property
+    def cycles(self) -> int:
+        """Of one whole run, from start to done, as scheduled."""
+        return program_cycles(self.program.config, [info.cycles or 0 for info in self.program.instructions])
+
+    def wrong_cycles(self, cycles: int) -> list[str]:
+        """Sentences about the last whole run, which took `cycles`: instructions and total that are not as scheduled."""
         counters = self.accelerator.counters(0, self.program.pc_end)
-        return [
+        wrong = [
             str(judge.CycleMismatch(info.pc, info.layer, info.cycles, got))
             for info, got in zip(self.program.instructions, counters, strict=True)
             if info.cycles is not None and info.cycles != got
         ]
+        if cycles != self.cycles:
+            wrong.append(f"the whole run took {cycles} cycles, expected {self.cycles}")
+        return wrong
+
+    def _sample(self, inputs: Maps, index: int) -> dict[str, NDArray[np.int8]]:
+        """One sample, in the shapes that the program stores."""
+        return {name: inputs[name][index].reshape(place.shape) for name, place in self.program.inputs.items()}
 
 
 @contextmanager
@@ -97,7 +110,13 @@ def simulate(
 
 
 def verify(
-    folder: Path, graph: LayerGraph, samples: Maps, *, random: int, wave: Path | None = None, progress: Progress | None = None
+    folder: Path,
+    graph: LayerGraph,
+    samples: Maps,
+    *,
+    random: int,
+    wave: Path | None = None,
+    progress: Progress | None = None,
 ) -> VerifyFacts:
     """Compare the hardware with the reference: every stored tensor after its layer, then whole runs and their cycles.
 
@@ -117,25 +136,27 @@ def verify(
             one = {name: values[index : index + 1] for name, values in inputs.items()}
             reference = {name: values[0] for name, values in interpreter.run(graph, one, keep="all").items()}
             found.append(judge.verify(simulation.accelerator, simulation.program, reference))
-            mismatches += [*found[-1].mismatches, *_whole_run(simulation, reference)]
-            late += simulation.wrong_cycles() + [str(c) for c in found[-1].cycle_mismatches]
+            differences, cycles = _whole_run(simulation, reference)
+            mismatches += [*found[-1].mismatches, *differences]
+            late += [*map(str, found[-1].cycle_mismatches), *simulation.wrong_cycles(cycles)]
             if progress:
                 progress("verify", index + 1, total)
-    return _facts(found, mismatches, late, random)
+        cycles = simulation.cycles
+    return _facts(found, mismatches, late, random, cycles)
 
 
-def _whole_run(simulation: Simulation, reference: Mapping[str, NDArray[np.int8]]) -> list[judge.Mismatch]:
-    """All instructions in one go: nothing may depend on stopping between layers."""
+def _whole_run(simulation: Simulation, reference: Mapping[str, NDArray[np.int8]]) -> tuple[list[judge.Mismatch], int]:
+    """All instructions in one go, since nothing may depend on stopping between layers: differences and cycles."""
     program = simulation.program
     inputs = {name: reference[name].reshape(d.shape) for name, d in program.inputs.items()}
-    outputs, _ = infer(simulation.accelerator, program, inputs)
+    outputs, cycles = infer(simulation.accelerator, program, inputs)
     pairs = ((name, reference[name].reshape(got.shape), got) for name, got in outputs.items())
     differences = (judge.compare(f"output {name}, whole run", expected, got) for name, expected, got in pairs)
-    return [difference for difference in differences if difference]
+    return [difference for difference in differences if difference], cycles
 
 
 def _facts(
-    found: list[judge.Verdict], mismatches: list[judge.Mismatch], late: list[str], random: int
+    found: list[judge.Verdict], mismatches: list[judge.Mismatch], late: list[str], random: int, cycles: int
 ) -> VerifyFacts:
     whole = 2  # each instruction runs once alone and once in the whole run
     return VerifyFacts(
@@ -146,7 +167,7 @@ def _facts(
         mismatches=sum(mismatch.count for mismatch in mismatches),
         instructions=whole * sum(verdict.instructions for verdict in found),
         cycle_mismatches=len(late),
-        cycles=found[0].cycles if found else 0,
+        cycles=cycles,
         differences=tuple([*map(str, mismatches), *late][:_SHOWN]),
     )
 
@@ -155,8 +176,6 @@ def _with_random(graph: LayerGraph, samples: Maps, random: int) -> Maps:
     """The samples, then `random` inputs of uniform bytes."""
     generator = np.random.default_rng(_SEED)
     noise = {t.name: generator.integers(-128, 128, (random, *t.shape), np.int8) for t in graph.inputs}
-    return {name: np.concatenate([samples[name], values]) if name in samples else values for name, values in noise.items()}
-
-
-def _sample(inputs: Maps, index: int) -> dict[str, NDArray[np.int8]]:
-    return {name: values[index] for name, values in inputs.items()}
+    return {
+        name: np.concatenate([samples[name], values]) if name in samples else values for name, values in noise.items()
+    }

@@ -104,5 +104,5 @@ def read_report(folder: Path) -> dict:
 def _read(path: Path) -> ir.Model:
     try:
         return ir.serde.deserialize_model(onnx.ModelProto.FromString(path.read_bytes()))
-    except Exception as error:  # noqa: BLE001 - protobuf's own errors have no public base class
+    except Exception as error:
         raise ArtefactError(f"{path} cannot be read: {error}") from error

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from backends.layers import LayerGraph
-from compiler import artefact
+from backends.base import Estimate, raise_unsupported
+from backends.fpga import program as fpga_program
+from backends.fpga.backend import FpgaBackend
+from backends.fpga.emit import emit
+from backends.fpga.estimate import estimate, operation_costs
+from backends.fpga.schedule import Options
+from backends.layers import LayerGraph, macs
+from compiler import costs
+from compiler.costs import Step
 from compiler.report import TargetFacts
 from hw.config import AcceleratorConfig, array_config
 from sim.program import Program
@@ -46,26 +54,44 @@ class Choices(Protocol):
     def dense(self) -> bool: ...
 
 
+class Plan(Protocol):
+    """A network that is scheduled for a target, before anything is written."""
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """In order of execution."""
+
+    @property
+    def estimate(self) -> Estimate:
+        """Of one inference."""
+
+    def program(self) -> Program | None:
+        """With addresses; None where the target has no program.
+
+        Raises:
+            DoesNotFitError: The target's memories are too small; names the layer.
+        """
+
+    def build(self, folder: Path) -> None:
+        """Write the target's files into an artefact."""
+
+
 class Target(Protocol):
     """What the pipeline needs of a target."""
 
-    is_hardware: bool
+    @property
+    def is_hardware(self) -> bool:
+        """Whether there is something to simulate."""
 
     def facts(self) -> TargetFacts:
         """For report and manifest."""
 
-    def plan(self, graph: LayerGraph) -> Program | None:
-        """The scheduled program, or None where the target has none.
+    def plan(self, graph: LayerGraph) -> Plan:
+        """Schedule.
 
         Raises:
-            DoesNotFitError: The network is too large for the target.
+            UnsupportedOpError: With every layer that the target cannot execute.
         """
-
-    def multipliers(self) -> int | None:
-        """Hardware multipliers of the whole accelerator."""
-
-    def build(self, graph: LayerGraph, program: Program | None, folder: Path) -> None:
-        """Write the target's files into an artefact."""
 
 
 def make(options: Choices) -> Target:
@@ -84,6 +110,28 @@ def make(options: Choices) -> Target:
     raise error
 
 
+@dataclass(frozen=True, eq=False)
+class ReferencePlan:
+    """Every layer alone, in numpy."""
+
+    graph: LayerGraph
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return costs.steps_of(self.graph)
+
+    @property
+    def estimate(self) -> Estimate:
+        work = sum(map(macs, self.graph.layers))
+        return Estimate(macs=work, weight_bytes=sum(map(costs.weight_bytes, self.graph.layers)))
+
+    def program(self) -> None:
+        return None
+
+    def build(self, folder: Path) -> None:
+        """Nothing: the quantized model is the artefact."""
+
+
 @dataclass(frozen=True)
 class Reference:
     """Runs on the host, in numpy."""
@@ -93,14 +141,37 @@ class Reference:
     def facts(self) -> TargetFacts:
         return TargetFacts("reference")
 
-    def plan(self, graph: LayerGraph) -> None:
-        return None
+    def plan(self, graph: LayerGraph) -> ReferencePlan:
+        return ReferencePlan(graph)
 
-    def multipliers(self) -> None:
-        return None
 
-    def build(self, graph: LayerGraph, program: Program | None, folder: Path) -> None:
-        """Nothing: the quantized model is the artefact."""
+@dataclass(frozen=True, eq=False)
+class FpgaPlan:
+    """A network that is scheduled for an accelerator."""
+
+    planned: fpga_program.Plan
+    config: AcceleratorConfig
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return tuple(
+            Step(c.name, c.layers, c.tensor, c.cycles, c.instructions, c.activation_bytes, c.multipliers)
+            for c in operation_costs(self.planned, self.config)
+        )
+
+    @property
+    def estimate(self) -> Estimate:
+        return estimate(self.planned, self.config)
+
+    @cached_property
+    def _placed(self) -> Program:
+        return fpga_program.place(self.planned, self.config)
+
+    def program(self) -> Program:
+        return self._placed
+
+    def build(self, folder: Path) -> None:
+        emit(self._placed, folder)
 
 
 @dataclass(frozen=True)
@@ -117,27 +188,14 @@ class Fpga:
             name="fpga",
             array=f"{config.pixels}x{config.rows}",
             macs_per_cycle=config.macs_per_cycle,
-            config={name: getattr(config, name) for name in AcceleratorConfig.__dataclass_fields__},
+            config=asdict(config),
             config_id=f"{config.config_id:#010x}",
         )
 
-    def plan(self, graph: LayerGraph) -> Program:
-        from backends.fpga.program import build_program
-        from backends.fpga.schedule import Options
-
-        return build_program(graph, self.config, Options(dense=self.dense))
-
-    def multipliers(self) -> int | None:
-        return None
-
-    def build(self, graph: LayerGraph, program: Program | None, folder: Path) -> None:
-        from backends.fpga.emit import accelerator_verilog
-
-        assert program is not None
-        program.save(folder / artefact.PROGRAM)
-        rtl = folder / artefact.RTL
-        rtl.parent.mkdir()
-        rtl.write_text(accelerator_verilog(self.config), encoding="utf-8")
+    def plan(self, graph: LayerGraph) -> FpgaPlan:
+        options = Options(dense=self.dense)
+        raise_unsupported(FpgaBackend(self.config, options), graph)
+        return FpgaPlan(fpga_program.make_plan(graph, self.config, options), self.config)
 
 
 def _config(options: Choices) -> AcceleratorConfig:
@@ -151,5 +209,5 @@ def _config(options: Choices) -> AcceleratorConfig:
         words = size if bits is None else -(-size * 8 // bits(config))
         if name == "activations":
             words = -(-words // pixels) * pixels
-        config = replace(config, **{field: words})
+        config = replace(config, **{field: words})  # type: ignore[arg-type]
     return config
