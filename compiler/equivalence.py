@@ -82,14 +82,24 @@ def onnxruntime_points(quantized: ir.Model, lowered: Lowered, samples: Mapping[s
     values = {value.name: value for node in model.graph for value in node.outputs}
     wanted = list(dict.fromkeys(value for value, _ in lowered.points.values()))
     model.graph.outputs.clear()
-    model.graph.outputs.extend(values[name] for name in wanted)
-    for name in wanted:
-        values[name].type = ir.TensorType(ir.DataType.INT8)
+    model.graph.outputs.extend(_as_int8(model.graph, values[name]) for name in wanted)
     session = verification_session(model)
     count = len(next(iter(samples.values())))
-    rows = [session.run(wanted, {name: array[i : i + 1] for name, array in samples.items()}) for i in range(count)]
+    rows = [session.run(None, {name: array[i : i + 1] for name, array in samples.items()}) for i in range(count)]
     whole = {name: np.concatenate([np.asarray(row[k]) for row in rows]) for k, name in enumerate(wanted)}
     return {tensor: whole[value].astype(np.int8) for tensor, (value, _) in lowered.points.items()}
+
+
+def _as_int8(graph: ir.Graph, value: ir.Value) -> ir.Value:
+    """The value, or its Cast: onnxruntime hands out no types narrower than int8."""
+    if value.dtype in (None, ir.DataType.INT8):
+        value.type = ir.TensorType(ir.DataType.INT8)
+        return value
+    cast = ir.node("Cast", [value], {"to": ir.DataType.INT8.value}, name=f"{value.name}_int8")
+    graph.append(cast)
+    result = cast.outputs[0]
+    result.name, result.type, result.shape = f"{value.name}_int8", ir.TensorType(ir.DataType.INT8), value.shape
+    return result
 
 
 def verification_session(model: ir.Model) -> onnxruntime.InferenceSession:

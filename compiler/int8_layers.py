@@ -94,7 +94,7 @@ def table(net: Network, cone: Cone, point: Point) -> Placed:
     x = ((cone_table.CODES - placed.tensor.zero_point) * placed.tensor.scale).astype(np.float64)
     y = cone_table.evaluate(cone.nodes, cone.sources, point.value, x)
     output = point.tensor(placed.tensor.shape)
-    net.layers.append(Table(node_name(last), placed.tensor, output, point.codes(y)))
+    net.append(Table(node_name(last), placed.tensor, output, point.codes(y)))
     shape, order = shape_of(point.value), placed.view.order
     assert shape is not None
     return Placed(output, View(placed.view.chw, shape, None if order is None else order.reshape(shape)))
@@ -117,7 +117,7 @@ def conv(net: Network, node: ir.Node, point: Point) -> Placed:
     output, view = point.map()
     config = _requantize(net, node, tensor, replace(weights, codes=codes), point)
     strides, pads, dilations = geometry.strides, geometry.pads, geometry.dilations
-    net.layers.append(Conv(node_name(node), tensor, output, codes, config, strides, pads, dilations, groups))
+    net.append(Conv(node_name(node), tensor, output, codes, config, strides, pads, dilations, groups))
     return Placed(output, view)
 
 
@@ -129,7 +129,7 @@ def gemm(net: Network, node: ir.Node, point: Point) -> Placed:
     codes = flat.reshape(len(flat), *placed.tensor.shape)
     output, view = point.map()
     config = _requantize(net, node, placed.tensor, replace(weights, codes=codes), point)
-    net.layers.append(Conv(node_name(node), placed.tensor, output, codes, config))
+    net.append(Conv(node_name(node), placed.tensor, output, codes, config))
     return Placed(output, view)
 
 
@@ -144,7 +144,7 @@ def affine(net: Network, node: ir.Node, point: Point) -> Placed:
     start = Constant(np.full(channels, -tensor.zero_point, np.int64), added / point.scale)
     config = _bounded(factor * tensor.scale / point.scale, start, point)
     codes = np.ones((channels, 1, 1, 1), np.int8)
-    net.layers.append(Conv(node_name(node), tensor, output, codes, config, groups=channels))
+    net.append(Conv(node_name(node), tensor, output, codes, config, groups=channels))
     return Placed(output, view)
 
 
@@ -254,7 +254,7 @@ def add(net: Network, node: ir.Node, point: Point) -> Placed:
     factors = (signs[0] * a.scale / point.scale, signs[1] * b.scale / point.scale)
     (multiplier_a, multiplier_b), shift = fixed_point.encode_common(factors)
     output = point.tensor(a.shape)
-    net.layers.append(Add(node_name(node), a, b, output, multiplier_a, multiplier_b, shift, point.low, point.high))
+    net.append(Add(node_name(node), a, b, output, multiplier_a, multiplier_b, shift, point.low, point.high))
     return Placed(output, view)
 
 
@@ -266,7 +266,7 @@ def mul(net: Network, node: ir.Node, point: Point) -> Placed:
     a, b, view, _ = _operands(net, node, sources, point)
     multiplier, shift = fixed_point.encode(a.scale * b.scale / point.scale)
     output = point.tensor(a.shape)
-    net.layers.append(Mul(node_name(node), a, b, output, multiplier, shift, point.low, point.high))
+    net.append(Mul(node_name(node), a, b, output, multiplier, shift, point.low, point.high))
     return Placed(output, view)
 
 
@@ -295,7 +295,7 @@ def prelu(net: Network, node: ir.Node, point: Point) -> Placed:
     (multiplier, *negative), shift = fixed_point.encode_common((factor, *(slopes * factor).tolist()))
     output, view = point.map()
     wide = _unclamped(point, output)
-    net.layers.append(PRelu(node_name(node), tensor, wide, multiplier, np.array(negative, np.int64), shift))
+    net.append(PRelu(node_name(node), tensor, wide, multiplier, np.array(negative, np.int64), shift))
     _clamp(net, node, wide, output, point)
     return Placed(output, view)
 
@@ -310,7 +310,7 @@ def max_pool(net: Network, node: ir.Node, point: Point) -> Placed:
     else:
         g = window(node)
         layer = MaxPool(node_name(node), tensor, made, g.kernel, g.strides, g.pads, g.dilations)
-    net.layers.append(layer)
+    net.append(layer)
     _clamp(net, node, made, output, point)
     return Placed(output, view)
 
@@ -334,7 +334,7 @@ def average_pool(net: Network, node: ir.Node, point: Point) -> Placed:
             offset = -kernel[0] * kernel[1] * tensor.zero_point * multiplier
             regions.append(PoolRegion(top, left, bottom, right, multiplier, shift, offset))
     low, high = point.low, point.high
-    net.layers.append(AveragePool(node_name(node), tensor, output, kernel, tuple(regions), strides, pads, low, high))
+    net.append(AveragePool(node_name(node), tensor, output, kernel, tuple(regions), strides, pads, low, high))
     return Placed(output, view)
 
 
@@ -344,7 +344,7 @@ def concat(net: Network, node: ir.Node, point: Point) -> Placed:
     output, view = point.map()
     wide = _unclamped(point, output)
     multipliers, shifts = tuple(m for m, _ in pairs), tuple(s for _, s in pairs)
-    net.layers.append(Concat(node_name(node), parts, wide, multipliers, shifts))
+    net.append(Concat(node_name(node), parts, wide, multipliers, shifts))
     _clamp(net, node, wide, output, point)
     return Placed(output, view)
 
@@ -355,7 +355,7 @@ def resize(net: Network, node: ir.Node, point: Point) -> Placed:
         raise Refused(node, "only nearest upsampling by whole factors is supported")
     output, view = point.map()
     made = _same_scale(net, tensor, output, point)
-    net.layers.append(Resize(node_name(node), tensor, made, factors))
+    net.append(Resize(node_name(node), tensor, made, factors))
     _clamp(net, node, made, output, point)
     return Placed(output, view)
 
@@ -370,7 +370,7 @@ def pad(net: Network, node: ir.Node, point: Point) -> Placed:
     code = Scale(made.scale, made.zero_point).quantize(value)
     if made is not output and code != made.zero_point:
         raise Refused(node, "its input and output have different scales and its border is not 0")
-    net.layers.append(Pad(node_name(node), tensor, made, pads, code))
+    net.append(Pad(node_name(node), tensor, made, pads, code))
     _clamp(net, node, made, output, point)
     return Placed(output, view)
 

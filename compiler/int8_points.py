@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -112,6 +112,16 @@ class Network:
     placed: dict[ir.Value, Placed] = field(default_factory=dict)
     ranges: dict[str, tuple[int, int]] = field(default_factory=dict)
     _selected: dict[tuple[str, tuple[int, ...]], Tensor] = field(default_factory=dict)
+    _unique_layers: _Names = field(default_factory=lambda: _Names())
+    _unique_tensors: _Names = field(default_factory=lambda: _Names())
+
+    def append(self, layer: Layer) -> None:
+        """Add a layer; one float node that ends in two int8 points makes two layers of different names."""
+        self.layers.append(replace(layer, name=self._unique_layers.of(layer.name)))
+
+    def tensor_name(self, node: ir.Node) -> str:
+        """A name for the point of a QuantizeLinear that no tensor has."""
+        return self._unique_tensors.of(point_name(node))
 
     def resolve(self, value: ir.Value) -> Placed | None:
         """Where a float value lives: behind a DequantizeLinear, with layout nodes after it at most."""
@@ -149,7 +159,7 @@ class Network:
     def rescale(self, name: str, source: Tensor, output: Tensor, point: Point) -> None:
         """A table from one scale to another, with the point's bounds."""
         x = ((cone_table.CODES - source.zero_point) * source.scale).astype(np.float64)
-        self.layers.append(Table(name, source, output, point.codes(x)))
+        self.append(Table(name, source, output, point.codes(x)))
 
     def _select(self, tensor: Tensor, channels: NDArray[np.int64], name: str) -> Tensor:
         """Channels of a map by a 1x1 convolution that copies: weights one-hot, factor 1."""
@@ -162,10 +172,25 @@ class Network:
             multiplier, shift = fixed_point.encode(1.0)
             one = np.full(count, multiplier, np.int64)
             config = Requantize(one, np.full(count, shift, np.int64), -tensor.zero_point * one, tensor.zero_point)
-            self.layers.append(Conv(f"{name}_select", tensor, output, weights, config))
+            self.append(Conv(f"{name}_select", tensor, output, weights, config))
             self.ranges[output.name] = self.range(tensor)
             self._selected[key] = output
         return self._selected[key]
+
+
+@dataclass
+class _Names:
+    """Names already given."""
+
+    given: set[str] = field(default_factory=set)
+
+    def of(self, wanted: str) -> str:
+        name, count = wanted, 1
+        while name in self.given:
+            count += 1
+            name = f"{wanted}_{count}"
+        self.given.add(name)
+        return name
 
 
 def scale_of(node: ir.Node) -> Scale:

@@ -150,12 +150,19 @@ def _sliced(node: ir.Node, positions: Order) -> Order:
     starts, ends, axes, steps = (_constant_ints(node, index) for index in (1, 2, 3, 4))
     assert starts is not None
     assert ends is not None
-    index = [slice(None)] * positions.ndim
     for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        axis, step = (axes[i] if axes else i) % positions.ndim, steps[i] if steps else 1
-        is_past_start = step < 0 and end < -positions.shape[axis]
-        index[axis] = slice(start, None if is_past_start else end, step)
-    return positions[tuple(index)]
+        axis = (axes[i] if axes else i) % positions.ndim
+        taken = _slice_indices(positions.shape[axis], start, end, steps[i] if steps else 1)
+        positions = positions.take(np.array(taken, np.int64), axis=axis)
+    return positions
+
+
+def _slice_indices(size: int, start: int, end: int, step: int) -> range:
+    """The indices that ONNX Slice takes; unlike numpy, it moves a start outside the axis to its nearest end."""
+    start, end = (bound + size if bound < 0 else bound for bound in (start, end))
+    if step > 0:
+        return range(min(max(start, 0), size), min(max(end, 0), size), step)
+    return range(min(max(start, 0), size - 1), min(max(end, -1), size - 1), step)
 
 
 def _constant_ints(node: ir.Node, index: int) -> list[int] | None:

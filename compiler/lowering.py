@@ -17,7 +17,7 @@ from backends.base import Unsupported, UnsupportedOpError
 from backends.fixed_point import FixedPointError
 from backends.layers import Layer, LayerGraph, Tensor
 from compiler.int8_layers import LAYERS, cone_before, table
-from compiler.int8_points import Network, Placed, Point, Refused, node_name, point_name, scale_of
+from compiler.int8_points import Network, Placed, Point, Refused, node_name, scale_of
 from compiler.layout import View, rearrange, whole
 from compiler.operators import constant_of, dynamic_inputs, is_layout
 from compiler.partition import HostNode, Partition
@@ -136,7 +136,7 @@ class _Lowering:
         """Write down why, and go on with a map of the right shape to find the other refusals."""
         self.refused.append(why)
         view = whole(shape_of(value) or ()) or View((1, 1, 1), (1, 1))
-        self._place(node, Placed(Tensor(point_name(node), view.chw, 1.0, 0), view))
+        self._place(node, Placed(Tensor(self.net.tensor_name(node), view.chw, 1.0, 0), view))
 
     def _is_accelerated(self, value: ir.Value) -> bool:
         producer = value.producer()
@@ -153,7 +153,7 @@ class _Lowering:
         if view is None:
             raise Refused(node, f"the input '{value.name}' of shape {list(shape or ())} is no map of one sample")
         scale = scale_of(node)
-        tensor = Tensor(point_name(node), view.chw, scale.scale, scale.zero_point)
+        tensor = Tensor(self.net.tensor_name(node), view.chw, scale.scale, scale.zero_point)
         self.net.ranges[tensor.name] = (scale.low, scale.high)
         self.inputs.append(Cut(tensor, value.name or "", view))
         self._place(node, Placed(tensor, view))
@@ -170,7 +170,7 @@ class _Lowering:
         """Lower what stands before a QuantizeLinear."""
         scale, end = scale_of(node), self._strip(value)
         low, high = scale.quantize(end.low), scale.quantize(end.high)
-        point = Point(point_name(node), scale.scale, scale.zero_point, low, high, end.value)
+        point = Point(self.net.tensor_name(node), scale.scale, scale.zero_point, low, high, end.value)
         moved = self.net.resolve(end.value)
         placed = self._computed(point) if moved is None else self._moved(moved, point)
         self.net.ranges.setdefault(placed.tensor.name, (low, high))

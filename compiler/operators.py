@@ -196,13 +196,8 @@ def _normalization_terms(node: ir.Node) -> tuple[NDArray[np.float64], NDArray[np
     return factor, beta - mean * factor
 
 
-def why_not(node: ir.Node, views: Views) -> str | None:
-    """Why the accelerator cannot execute a node of the canonical graph, or None.
-
-    Args:
-        node: Not a quantizer.
-        views: Of the node's dynamic inputs, which are taken to be on the accelerator.
-    """
+def why_not(node: ir.Node) -> str | None:
+    """Why the accelerator cannot execute a node of the canonical graph, or None. The node is no quantizer."""
     if node.domain not in ("", "ai.onnx"):
         return f"the operator domain '{node.domain}' is unknown"
     if not dynamic_inputs(node):
@@ -219,7 +214,7 @@ def why_not(node: ir.Node, views: Views) -> str | None:
         return why_no_view(node)
     check = _CHECKS.get(node.op_type)
     if check is not None:
-        return check(node, views)
+        return check(node)
     if is_cone_node(node) and has_one_source(node):
         return None
     if node.op_type in ELEMENTWISE:
@@ -279,7 +274,7 @@ def needs_map(node: ir.Node, views: Views) -> bool:
     return not (joins and sources[0].same_order(sources[1]))
 
 
-def _why_not_conv(node: ir.Node, views: Views) -> str | None:
+def _why_not_conv(node: ir.Node) -> str | None:
     weights = shape_of(node.inputs[1])
     if constant_of(node.inputs[1]) is None or weights is None:
         return "its weights are computed at run time"
@@ -292,7 +287,7 @@ def _why_not_conv(node: ir.Node, views: Views) -> str | None:
     return None if min(ints(node, "pads", (0,))) >= 0 else "it has negative pads"
 
 
-def _why_not_gemm(node: ir.Node, views: Views) -> str | None:
+def _why_not_gemm(node: ir.Node) -> str | None:
     for attribute in ("alpha", "beta"):
         value = node.attributes.get(attribute)
         if value is not None and value.as_float() != 1.0:
@@ -302,10 +297,10 @@ def _why_not_gemm(node: ir.Node, views: Views) -> str | None:
     bias = operand(node, 2)
     if bias is not None and channel_constant(bias, shape_of(node.outputs[0]) or ()) is None:
         return "its bias is not a constant of one number per output"
-    return _why_not_matmul(node, views)
+    return _why_not_matmul(node)
 
 
-def _why_not_matmul(node: ir.Node, views: Views) -> str | None:
+def _why_not_matmul(node: ir.Node) -> str | None:
     source = shape_of(node.inputs[0])
     if constant_of(node.inputs[1]) is None:
         return (
@@ -318,7 +313,7 @@ def _why_not_matmul(node: ir.Node, views: Views) -> str | None:
     return None
 
 
-def _why_not_pool(node: ir.Node, views: Views) -> str | None:
+def _why_not_pool(node: ir.Node) -> str | None:
     shape = shape_of(node.inputs[0])
     if shape is None or len(shape) not in (3, 4):
         return f"pooling over {len(shape or ()) - 2} axes; 1 and 2 are supported"
@@ -326,26 +321,28 @@ def _why_not_pool(node: ir.Node, views: Views) -> str | None:
         return "it has auto_pad"
     if len(node.outputs) > 1 and (node.outputs[1].uses() or node.outputs[1].is_graph_output()):
         return "its second output (indices) is used"
+    geometry, starts = window(node), (_pair(_sides(node.inputs[0])), _pair(_sides(node.outputs[0])))
+    for side, out, stride, first in zip(*starts, geometry.strides, geometry.pads[:2], strict=True):
+        if (out - 1) * stride - first >= side:
+            return "its last window starts beyond the map (ceil_mode), which runtimes treat differently"
     if node.op_type == "MaxPool":
         return None
     if any(d != 1 for d in ints(node, "dilations")):
         return "an average over a dilated window"
     rows, columns = divisor_runs(node)
-    if min(count for _, _, count in rows + columns) < 1:
-        return "a window lies outside the map"
     if len(rows) * len(columns) > MAX_POOL_REGIONS:
         return f"its windows have {len(rows) * len(columns)} regions of different size, {MAX_POOL_REGIONS} are possible"
     return None
 
 
-def _why_not_global(node: ir.Node, views: Views) -> str | None:
+def _why_not_global(node: ir.Node) -> str | None:
     shape = shape_of(node.inputs[0])
     return (
         None if shape and len(shape) in (3, 4) else f"pooling over {len(shape or ()) - 2} axes; 1 and 2 are supported"
     )
 
 
-def _why_not_mean(node: ir.Node, views: Views) -> str | None:
+def _why_not_mean(node: ir.Node) -> str | None:
     shape, axes = shape_of(node.inputs[0]), constant(operand(node, 1))
     if shape is None or len(shape) not in (3, 4) or axes is None:
         return "only a mean over all sides of a map is supported"
@@ -353,7 +350,7 @@ def _why_not_mean(node: ir.Node, views: Views) -> str | None:
     return None if named == list(range(2, len(shape))) else "only a mean over all sides of a map is supported"
 
 
-def _why_not_join(node: ir.Node, views: Views) -> str | None:
+def _why_not_join(node: ir.Node) -> str | None:
     """Add, Sub, Mul: two values of one shape, or one of [C, 1, 1]; or a constant per channel."""
     if is_cone_node(node) and len({id(value) for value in dynamic_inputs(node)}) == 1:
         return None
@@ -373,18 +370,18 @@ def _why_not_join(node: ir.Node, views: Views) -> str | None:
     return None
 
 
-def _why_not_normalization(node: ir.Node, views: Views) -> str | None:
+def _why_not_normalization(node: ir.Node) -> str | None:
     return None if affine_terms(node) else "it has parameters that are computed at run time"
 
 
-def _why_not_prelu(node: ir.Node, views: Views) -> str | None:
+def _why_not_prelu(node: ir.Node) -> str | None:
     shape = shape_of(node.outputs[0])
     if shape is None or channel_constant(node.inputs[1], shape) is None:
         return "its slope is not a constant of one number per channel"
     return None
 
 
-def _why_not_concat(node: ir.Node, views: Views) -> str | None:
+def _why_not_concat(node: ir.Node) -> str | None:
     shape = shape_of(node.outputs[0])
     if len(dynamic_inputs(node)) != len(node.inputs):
         return "one of its parts is constant"
@@ -393,17 +390,17 @@ def _why_not_concat(node: ir.Node, views: Views) -> str | None:
     return None
 
 
-def _why_not_resize(node: ir.Node, views: Views) -> str | None:
+def _why_not_resize(node: ir.Node) -> str | None:
     if resize_factors(node) is None:
         return "only nearest upsampling by whole factors is supported"
     return None
 
 
-def _why_not_pad(node: ir.Node, views: Views) -> str | None:
+def _why_not_pad(node: ir.Node) -> str | None:
     return None if border(node) is not None else "only a border of one constant around the sides of a map is supported"
 
 
-_CHECKS: dict[str, Callable[[ir.Node, Views], str | None]] = {
+_CHECKS: dict[str, Callable[[ir.Node], str | None]] = {
     "Conv": _why_not_conv,
     "Gemm": _why_not_gemm,
     "MatMul": _why_not_matmul,

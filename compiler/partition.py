@@ -13,7 +13,6 @@ from compiler.operators import (
     AFFINE,
     QUANTIZERS,
     WEIGHTED,
-    Views,
     constant_of,
     dynamic_inputs,
     is_layout,
@@ -110,6 +109,8 @@ def _one_round(computed: list[ir.Node], reasons: dict[ir.Node, str]) -> dict[ir.
     views: dict[ir.Value, View] = {}
     for node in computed:
         sources = dynamic_inputs(node)
+        if node not in reasons and node.op_type not in QUANTIZERS and (reason := why_not(node)):
+            reasons[node] = reason
         for value in sources:
             view = views.get(value) or whole(shape_of(value) or ())
             if view is None and node not in reasons:
@@ -117,8 +118,6 @@ def _one_round(computed: list[ir.Node], reasons: dict[ir.Node, str]) -> dict[ir.
                 reasons[node] = f"'{value.name}' of shape {list(shape) if shape else 'unknown'} is no map of one sample"
             elif view is not None:
                 views[value] = view
-        if node not in reasons and (reason := _why_not(node, views)):
-            reasons[node] = reason
         if node in reasons:
             continue
         if needs_map(node, views):
@@ -132,10 +131,6 @@ def _one_round(computed: list[ir.Node], reasons: dict[ir.Node, str]) -> dict[ir.
             if view is not None:
                 views[value] = view
     return {}
-
-
-def _why_not(node: ir.Node, views: Views) -> str | None:
-    return None if node.op_type in QUANTIZERS else why_not(node, views)
 
 
 def _layout_before(value: ir.Value) -> ir.Node | None:

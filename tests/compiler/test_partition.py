@@ -1,0 +1,214 @@
+"""Where networks are cut, and what is said about nodes that cannot run on the accelerator."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from backends.base import UnsupportedOpError
+from compiler.importer import import_model
+from compiler.partition import Partition, partition, unsupported
+from tests.support import onnx_models
+from tests.support.qdq import QuantizedGraph
+
+
+def float_graph(*shape: int) -> QuantizedGraph:
+    """A graph without quantization."""
+    return QuantizedGraph(*shape, scale=None)
+
+
+def conv(graph: QuantizedGraph, x: str, channels_in: int, channels_out: int) -> str:
+    weights = graph.rng.normal(size=(channels_out, channels_in, 1, 1)).astype(np.float32)
+    return graph.node("Conv", x, graph.constant(weights))
+
+
+def ops(model: ir.Model, names: frozenset[str]) -> list[str]:
+    return [node.op_type for node in model.graph if node.name in names]
+
+
+def host(cut: Partition) -> list[tuple[str, str]]:
+    return [(node.op, node.side) for node in cut.host_nodes]
+
+
+def test_softmax_is_the_hosts_and_an_affine_function_of_the_input_too() -> None:
+    graph = float_graph(1, 6)
+    scaled = graph.node("Mul", "x", graph.constant(np.linspace(1, 2, 6, dtype=np.float32)))
+    weights = graph.constant(np.ones((5, 6), np.float32))
+    y = graph.node("Gemm", scaled, weights, transB=1)
+    model = graph.model(graph.node("Softmax", graph.node("Relu", y), axis=1))
+    cut = partition(model)
+    assert ops(model, cut.nodes) == ["Gemm", "Relu"]
+    assert host(cut) == [("Mul", "head"), ("Softmax", "tail")]
+    assert cut.inputs == (scaled,)
+    assert cut.outputs == (model.graph[2].outputs[0].name,)
+    assert cut.tail[0].reason == "no accelerator layer executes this operator"
+
+
+def test_everything_after_an_unsupported_node_of_the_tail_is_the_hosts() -> None:
+    graph = float_graph(1, 3, 4, 4)
+    y = conv(graph, "x", 3, 5)
+    first = graph.node("Relu", y)
+    other = graph.node(
+        "Relu", graph.node("TopK", graph.node("Flatten", first), graph.constant(np.array([2])), outputs=2)
+    )
+    cut = partition(graph.model(other))
+    assert host(cut) == [("Flatten", "tail"), ("TopK", "tail"), ("Relu", "tail")]
+    assert cut.outputs == (first,)
+
+
+def test_several_values_leave_the_accelerator() -> None:
+    graph = float_graph(1, 3, 4, 4)
+    trunk = graph.node("Relu", conv(graph, "x", 3, 4))
+    heads = [conv(graph, trunk, 4, 2), conv(graph, trunk, 4, 6)]
+    results = [graph.node("Softmax", head, axis=1) for head in heads]
+    assert partition(graph.model(*results)).outputs == tuple(heads)
+
+
+def test_unsupported_nodes_in_the_middle_are_all_listed() -> None:
+    graph = float_graph(1, 3, 4, 4)
+    y = conv(graph, "x", 3, 3)
+    for _ in range(2):
+        y = conv(graph, graph.node("Softmax", y, axis=1), 3, 3)
+    y = graph.node("Relu", graph.node("CumSum", y, graph.constant(np.array(1))))
+    with pytest.raises(UnsupportedOpError) as caught:
+        partition(graph.model(y))
+    assert [(node.op, node.reason) for node in caught.value.nodes] == [
+        ("Softmax", "no accelerator layer executes this operator"),
+        ("Softmax", "no accelerator layer executes this operator"),
+    ]
+    assert caught.value.__notes__[0].startswith("remedy: ")
+    assert str(caught.value).splitlines()[0].startswith("node 'softmax1' (Softmax): ")
+
+
+def test_a_layout_node_is_blamed_for_the_layer_that_cannot_follow_it() -> None:
+    graph = float_graph(1, 4, 4, 4)
+    mixed = graph.node("Transpose", conv(graph, "x", 4, 4), perm=[0, 2, 1, 3])
+    with pytest.raises(UnsupportedOpError) as caught:
+        partition(graph.model(conv(graph, mixed, 4, 2)))
+    (node,) = caught.value.nodes
+    assert node.op == "Transpose"
+    assert node.reason.startswith("it moves elements between channels, but node 'conv")
+
+
+def test_layout_at_either_end_is_the_hosts() -> None:
+    graph = float_graph(1, 4, 4, 3)
+    first = graph.node("Transpose", "x", perm=[0, 3, 1, 2])
+    last = graph.node("Transpose", conv(graph, first, 3, 2), perm=[0, 2, 3, 1])
+    assert host(partition(graph.model(last))) == [("Transpose", "head"), ("Transpose", "tail")]
+
+
+def test_a_channel_shuffle_stays_on_the_accelerator() -> None:
+    graph = float_graph(1, 4, 3, 3)
+    y = graph.node("Reshape", conv(graph, "x", 4, 4), graph.constant(np.array([1, 2, 2, 3, 3])))
+    y = graph.node("Transpose", y, perm=[0, 2, 1, 3, 4])
+    y = graph.node("Reshape", y, graph.constant(np.array([1, 4, 3, 3])))
+    assert partition(graph.model(conv(graph, y, 4, 2))).host_nodes == ()
+
+
+def test_a_network_without_weights_is_accelerated_all_the_same() -> None:
+    graph = float_graph(1, 4, 4, 4)
+    y = graph.node("MaxPool", graph.node("Sigmoid", "x"), kernel_shape=[2, 2])
+    assert len(partition(graph.model(graph.node("Softmax", y, axis=1))).nodes) == 2
+
+
+def test_nothing_to_accelerate_is_an_error() -> None:
+    graph = float_graph(1, 4)
+    model = graph.model(graph.node("Softmax", "x", axis=1))
+    with pytest.raises(UnsupportedOpError, match=r"'softmax0' \(Softmax\)"):
+        partition(model)
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes", "attributes", "reason"),
+    [
+        ("Conv", [(2, 3, 1, 1, 1)], {}, "convolution over 3 axes"),
+        ("Add", [(1, 3, 4, 1)], {}, "its constant is neither one number nor one number per channel"),
+        ("Concat", [(1, 3, 4, 4)], {"axis": 1}, "one of its parts is constant"),
+        ("PRelu", [(3, 4, 4)], {}, "its slope is not a constant of one number per channel"),
+        ("Div", [], {}, "no layer divides two values"),
+        ("Max", [], {}, "it joins two different values"),
+        ("Add", [], {}, "shapes [1, 3, 4, 4] and [1, 1, 4, 4]"),
+        ("AveragePool", [], {"kernel_shape": [7, 7], "pads": [3, 3, 3, 3]}, "regions of different size"),
+        ("MaxPool", [], {"kernel_shape": [2, 2], "auto_pad": "SAME_UPPER"}, "it has auto_pad"),
+        ("ReduceMean", [], {}, "only a mean over all sides"),
+        ("Resize", [], {}, "only nearest upsampling by whole factors"),
+        ("Pad", [], {"mode": "reflect"}, "only a border of one constant"),
+        ("Slice", [], {}, "its starts are computed at run time"),
+        ("Gemm", [(4, 3)], {"transB": 1, "alpha": 2.0}, "alpha is 2"),
+        ("MatMul", [(4, 4)], {}, "its input has shape [1, 3, 4, 4]"),
+        ("LSTM", [], {}, "no accelerator layer executes this operator"),
+    ],
+)
+def test_reasons(op: str, shapes: list[tuple[int, ...]], attributes: dict[str, int | float | str], reason: str) -> None:
+    shape = {"Conv": (1, 3, 4, 4, 4), "Gemm": (1, 3), "AveragePool": (1, 3, 9, 9)}.get(op, (1, 3, 4, 4))
+    model = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 21}), ir_version=10)
+    x = ir.Value(name="x", shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
+    model.graph.inputs.append(x)
+    inputs = [x, *(_constant(model.graph, np.ones(s, np.float32)) for s in shapes)]
+    extra = {"Div": shape, "Max": shape, "Add": (1, 1, 4, 4), "Slice": (1,)}.get(op)
+    if extra and not shapes:
+        other = ir.Value(name="b", shape=ir.Shape(extra), type=ir.TensorType(ir.DataType.FLOAT))
+        model.graph.inputs.append(other)
+        inputs.append(other)
+    if op == "ReduceMean":
+        inputs.append(_constant(model.graph, np.array([1])))
+    if op == "Pad":
+        inputs.append(_constant(model.graph, np.array([0, 0, 1, 1, 0, 0, 1, 1])))
+    node = ir.node(op, inputs, attributes, name="n")
+    out = {"Resize": (1, 3, 6, 6), "AveragePool": (1, 3, 9, 9)}.get(op, shape)
+    node.outputs[0].name, node.outputs[0].shape = "y", ir.Shape(out)
+    model.graph.append(node)
+    model.graph.outputs.append(node.outputs[0])
+    assert reason in unsupported(model)["n"]
+
+
+def _constant(graph: ir.Graph, array: np.ndarray) -> ir.Value:
+    value = ir.Value(name=f"c{len(graph.initializers)}", const_value=ir.Tensor(array), shape=ir.Shape(array.shape))
+    graph.register_initializer(value)
+    return value
+
+
+def test_in_a_quantized_graph_only_what_is_enclosed_is_accelerated() -> None:
+    graph = QuantizedGraph(1, 4, 5, 5)
+    y = graph.pair(graph.node("Conv", graph.x, graph.weights(3, 4, 1, 1)))
+    z = graph.node("Conv", y, graph.weights(2, 3, 1, 1))
+    cut = partition(graph.model(z))
+    assert len(cut.nodes) == 1
+    assert [(n.side, n.reason) for n in cut.host_nodes] == [("tail", "its output is not quantized in this model")]
+
+
+def test_an_unquantized_node_between_quantized_ones_is_an_error() -> None:
+    graph = QuantizedGraph(1, 4, 5, 5)
+    y = graph.pair(graph.node("Conv", graph.x, graph.weights(3, 4, 1, 1)))
+    y = graph.node("Conv", graph.node("Softmax", y, axis=1), graph.weights(2, 3, 1, 1))
+    y = graph.pair(graph.node("Conv", graph.pair(y), graph.weights(2, 2, 1, 1)))
+    with pytest.raises(UnsupportedOpError) as caught:
+        partition(graph.model(y))
+    assert [node.op for node in caught.value.nodes] == ["Softmax"]
+
+
+@pytest.mark.parametrize(
+    ("path", "head", "tail", "outputs"),
+    [
+        ("models/mlperf_tiny_resnet8.onnx", [], ["Softmax"], 1),
+        ("models/mlperf_tiny_dscnn_kws.onnx", [], ["Softmax"], 1),
+        ("models/mlperf_tiny_mobilenet_vww.onnx", [], ["Softmax"], 1),
+        ("models/mlperf_tiny_autoencoder_ad.onnx", [], [], 1),
+        ("zoo/mnist_8.onnx", [], [], 1),
+        ("zoo/go1_policy.onnx", ["Sub", "Mul"], [], 1),
+        ("zoo/super_resolution_10.onnx", [], ["Reshape", "Transpose", "Reshape"], 1),
+    ],
+)
+def test_real_networks(path: str, head: list[str], tail: list[str], outputs: int) -> None:
+    cut = partition(import_model(onnx_models.shared(path)).model)
+    assert [node.op for node in cut.head] == head
+    assert [node.op for node in cut.tail] == tail
+    assert len(cut.outputs) == outputs
+
+
+def test_ultraface_is_cut_at_its_eight_heads() -> None:
+    model = import_model(onnx_models.shared("zoo/ultraface_rfb320.onnx")).model
+    cut = partition(model)
+    assert len(cut.outputs) == 8
+    assert ops(model, cut.nodes).count("Conv") == 52
