@@ -8,6 +8,7 @@ import onnx_ir as ir
 from passes.base import Notes, Rewrite
 from passes.graph import (
     Array,
+    absorb,
     constant,
     graph_of,
     integer,
@@ -15,14 +16,22 @@ from passes.graph import (
     make,
     new_initializer,
     number,
+    only_consumer,
     operand,
     replace,
+    set_input,
     shape_of,
 )
 
 
 class CanonicalizeGemm(Rewrite):
-    """Rewrite Gemm and MatMul by constant weights as Gemm(transB=1), dequantized integer weights included."""
+    """Rewrite products with constant weights.
+
+    1. Gemm and MatMul of one row become Gemm(transB=1), dequantized integer weights included.
+    2. MatMul of several rows [1, ..., C] becomes a 1x1 Conv between two Transposes, which often cancel.
+
+    A bias that is added behind a MatMul joins it.
+    """
 
     name = "canonicalize-gemm"
 
@@ -57,10 +66,12 @@ def _why_not(node: ir.Node) -> str | None:
     source, weights = shape_of(node.inputs[0]), shape_of(node.inputs[1])
     if source is None or weights is None:
         return "the shapes of its operands are unknown"
-    if len(weights) != 2 or not _rows_of_one_sample(source):
+    if len(weights) != 2 or not (_rows_of_one_sample(source) or _is_map_of_rows(source)):
         return f"its operands have shapes {list(source)} and {list(weights)}"
     if not _is_weight(node.inputs[1]):
         return "its weights are not constant"
+    if not _rows_of_one_sample(source) and (constant(node.inputs[1]) is None or is_op(node, "Gemm")):
+        return "it multiplies several rows, and its weights are quantized"
     if integer(node, "transA", 0):
         return "its input is transposed"
     if _dequantize(node) is not None and (_alpha(node) != 1.0 or _beta(node) != 1.0):
@@ -75,6 +86,11 @@ def _why_not(node: ir.Node) -> str | None:
 def _rows_of_one_sample(source: tuple[int, ...]) -> bool:
     """Rank 2, or more dimensions that are all 1 but the last."""
     return len(source) >= 2 and all(d == 1 for d in source[:-1])
+
+
+def _is_map_of_rows(source: tuple[int, ...]) -> bool:
+    """[1, L, C] or [1, H, W, C]: rows of one sample."""
+    return len(source) in (3, 4) and source[0] == 1
 
 
 def _is_weight(value: ir.Value | None) -> bool:
@@ -95,6 +111,47 @@ def _out_features(node: ir.Node) -> int:
 
 
 def _rewrite(node: ir.Node) -> None:
+    _take_bias_behind(node)
+    if _rows_of_one_sample(shape_of(node.inputs[0]) or ()):
+        _rewrite_as_gemm(node)
+    else:
+        _rewrite_as_conv(node)
+
+
+def _take_bias_behind(node: ir.Node) -> None:
+    """Make the vector that an Add puts on the result of a MatMul its third input, as a Gemm has."""
+    add = only_consumer(node.outputs[0])
+    if add is None or not is_op(node, "MatMul") or not is_op(add, "Add"):
+        return
+    vector = constant(add.inputs[1]) if add.inputs[0] is node.outputs[0] else constant(add.inputs[0])
+    features = _out_features(node)
+    if vector is None or vector.size != features or vector.shape[-1:] != (features,) or _dequantize(node) is not None:
+        return
+    if shape_of(add.outputs[0]) != shape_of(node.outputs[0]):
+        return
+    bias = new_initializer(graph_of(node), f"{node.name}_bias", vector.reshape(-1))
+    absorb(node, add)
+    set_input(node, 2, bias)
+
+
+def _rewrite_as_conv(node: ir.Node) -> None:
+    graph, features, shape = graph_of(node), _out_features(node), shape_of(node.inputs[0]) or ()
+    rank, rows = len(shape), shape[1:-1]
+    array = constant(node.inputs[1])
+    assert array is not None
+    ones = [1] * len(rows)
+    weights = new_initializer(graph, f"{node.name}_weights", array.T.reshape(features, shape[-1], *ones))
+    down, up = [0, rank - 1, *range(1, rank - 1)], [0, *range(2, rank), 1]
+    before = make("Transpose", [node.inputs[0]], f"{node.name}_to_map", (1, shape[-1], *rows), perm=down)
+    conv = make(
+        "Conv", [before.outputs[0], weights, *_bias(node, features)], str(node.name), (1, features, *rows),
+        group=1, kernel_shape=ones, strides=ones, dilations=ones, pads=[0] * (2 * len(rows)),
+    )  # fmt: skip
+    after = make("Transpose", [conv.outputs[0]], f"{node.name}_from_map", (*shape[:-1], features), perm=up)
+    replace(node, before, conv, after)
+
+
+def _rewrite_as_gemm(node: ir.Node) -> None:
     graph, features = graph_of(node), _out_features(node)
     source, shape = node.inputs[0], shape_of(node.inputs[0]) or ()
     nodes = []

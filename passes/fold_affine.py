@@ -196,14 +196,14 @@ def _enter_input(consumer: ir.Node, weights: NDArray[np.generic], affine: _Affin
 
 def _becomes_depthwise(node: ir.Node, affine: _Affine) -> bool:
     shape = shape_of(affine.source) or ()
-    if len(shape) not in (2, 4) or (affine.is_scalar and _is_inside_function(node)):
+    if len(shape) not in (2, 3, 4) or (affine.is_scalar and _is_inside_function(node)):
         return False
     if is_quantized(graph_of(node)):
         return False
     if not (_reaches(node, _LINEAR, upstream=True) and _reaches(node, _LINEAR, upstream=False)):
         return False
     factor, shift = affine.per_channel(shape[1])
-    if len(shape) == 4:
+    if len(shape) > 2:
         replace(node, depthwise(node, affine.source, factor, shift))
         return True
     graph, square = graph_of(node), (*shape, 1, 1)

@@ -77,7 +77,7 @@ def _fold(node: ir.Node) -> str | None:
     if is_quantized(graph_of(node)):
         return f"the network is quantized, and {why_not_linear(producer) or 'the layer before it cannot take it'}"
     rank = len(shape_of(source) or ())
-    if rank == 4 and not _next_layer_takes_shift(node):
+    if rank in (3, 4) and not _next_layer_takes_shift(node):
         replace(node, depthwise(node, source, factor, shift))
     elif rank >= 2:
         replace(node, *_mul_add(node, source, factor, shift, rank))
@@ -101,9 +101,9 @@ def _next_layer_takes_shift(node: ir.Node) -> bool:
 
 
 def depthwise(node: ir.Node, source: ir.Value, factor: Channels, shift: Channels) -> ir.Node:
-    """A 1x1 depthwise Conv of `source` [1, C, H, W] that multiplies and shifts each channel."""
-    graph = graph_of(node)
-    weights = new_initializer(graph, f"{node.name}_weights", factor.astype(np.float32).reshape(-1, 1, 1, 1))
+    """A 1x1 depthwise Conv of `source` [1, C, H, W] or [1, C, L] that multiplies and shifts each channel."""
+    graph, ones = graph_of(node), [1] * (len(shape_of(source) or ()) - 2)
+    weights = new_initializer(graph, f"{node.name}_weights", factor.astype(np.float32).reshape(-1, 1, *ones))
     bias = new_initializer(graph, f"{node.name}_bias", shift.astype(np.float32))
     return make(
         "Conv",
@@ -111,10 +111,10 @@ def depthwise(node: ir.Node, source: ir.Value, factor: Channels, shift: Channels
         str(node.name),
         shape_of(source),
         group=factor.size,
-        kernel_shape=[1, 1],
-        strides=[1, 1],
-        dilations=[1, 1],
-        pads=[0, 0, 0, 0],
+        kernel_shape=ones,
+        strides=ones,
+        dilations=ones,
+        pads=[0] * (2 * len(ones)),
     )
 
 

@@ -38,6 +38,34 @@ def test_matmul_of_one_row_in_three_dimensions_is_gemm() -> None:
     assert_same_outputs(proto, result.model)
 
 
+def test_matmul_of_one_row_takes_the_bias_behind_it() -> None:
+    nodes = [node("MatMul", ["x", "w"], ["m"]), node("Add", ["b", "m"], ["y"])]
+    proto = model(nodes, {"x": [1, 1, 4]}, ["y"], {"w": weights(4, 6), "b": weights(6)})
+    result = imported(proto)
+    assert ops(result.model) == ["Reshape", "Gemm", "Reshape"]
+    assert_same_outputs(proto, result.model)
+
+
+@pytest.mark.parametrize("rows", [[5], [3, 2]])
+def test_dense_layers_on_rows_become_convs(rows: list[int]) -> None:
+    nodes = [
+        node("MatMul", ["x", "w"], ["m"]),
+        node("Add", ["m", "b"], ["a"]),
+        node("Relu", ["a"], ["r"]),
+        node("MatMul", ["r", "v"], ["d"]),
+        node("Add", ["d", "r"], ["s"]),
+        node("Sigmoid", ["s"], ["y"]),
+    ]
+    constants = {"w": weights(4, 6), "b": weights(6), "v": weights(6, 6)}
+    proto = model(nodes, {"x": [1, *rows, 4]}, ["y"], constants)
+    result = imported(proto)
+    after = ops(result.model)
+    assert after.count("Transpose") == 2
+    assert after.count("Conv") == 2
+    assert "MatMul" not in after
+    assert_same_outputs(proto, result.model)
+
+
 def test_matmul_of_two_dynamic_tensors_stays() -> None:
     proto = model([node("MatMul", ["x", "z"], ["y"])], {"x": [1, 4], "z": [4, 3]}, ["y"])
     result = imported(proto)

@@ -44,9 +44,11 @@ def test_after_a_product(op: str) -> None:
     assert_same_outputs(proto, result.model)
 
 
-def test_first_in_the_network_becomes_depthwise() -> None:
-    nodes = [batchnorm("x", "n"), node("Conv", ["n", "w"], ["y"], pads=[1, 1, 1, 1])]
-    proto = model(nodes, {"x": [1, 3, 6, 6]}, ["y"], {"w": weights(4, 3, 3, 3), **statistics(3)})
+@pytest.mark.parametrize("dims", [1, 2])
+def test_first_in_the_network_becomes_depthwise(dims: int) -> None:
+    nodes = [batchnorm("x", "n"), node("Conv", ["n", "w"], ["y"], pads=[1] * (2 * dims))]
+    constants = {"w": weights(4, 3, *[3] * dims), **statistics(3)}
+    proto = model(nodes, {"x": [1, 3, *[6] * dims]}, ["y"], constants)
     result = imported(proto)
     assert ops(result.model) == ["Conv", "Conv"]
     first = result.model.graph[0]
