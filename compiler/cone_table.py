@@ -19,12 +19,36 @@ CODES = np.arange(-128, 128)
 
 
 class Erf(OpRun):
-    """Erf in the precision of its input; the evaluator's own is float32."""
+    """Erf in float64; the evaluator's own is float32."""
 
     op_domain = ""
 
     def _run(self, x: NDArray[np.float64]) -> tuple[NDArray[np.float64]]:
-        return (np.array([math.erf(value) for value in np.ravel(x)]).reshape(np.shape(x)),)
+        return (_erf(x),)
+
+
+class Gelu(OpRun):
+    """Gelu in float64; the evaluator's own goes through a float32 Erf."""
+
+    op_domain = ""
+
+    def _run(self, x: NDArray[np.float64], approximate: str = "none") -> tuple[NDArray[np.float64]]:
+        if approximate == "tanh":
+            return (0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),)
+        return (0.5 * x * (1 + _erf(x / math.sqrt(2))),)
+
+
+class HardSwish(OpRun):
+    """HardSwish in float64; the evaluator's own has 1/6 in float32."""
+
+    op_domain = ""
+
+    def _run(self, x: NDArray[np.float64]) -> tuple[NDArray[np.float64]]:
+        return (x * np.clip(x / 6 + 0.5, 0, 1),)
+
+
+def _erf(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.array([math.erf(value) for value in np.ravel(x)]).reshape(np.shape(x))
 
 
 def evaluate(
@@ -53,7 +77,9 @@ def evaluate(
     }
     model = _as_float64([ir.to_proto(node) for node in nodes], sources, result, constants)
     with np.errstate(all="ignore"):  # a function may be undefined where its input never is
-        (y,) = ReferenceEvaluator(model, new_ops=[Erf]).run(None, {source.name or "": x for source in sources})
+        (y,) = ReferenceEvaluator(model, new_ops=[Erf, Gelu, HardSwish]).run(
+            None, {source.name or "": x for source in sources}
+        )
     return np.asarray(y, np.float64).reshape(x.shape)
 
 

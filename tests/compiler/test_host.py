@@ -1,0 +1,60 @@
+"""The host's part: quantization at the cuts, and what samples are refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from backends.layers import Tensor
+from backends.reference import run
+from compiler.host import HostError, dequantize, host_of, quantize
+from compiler.lowering import lower
+from compiler.partition import partition
+from tests.support.qdq import QuantizedGraph
+
+HALVES = Tensor("x", (5, 1, 1), 0.5, 10)
+
+
+def test_quantize_rounds_half_to_even_then_adds_the_zero_point() -> None:
+    values = np.array([[0.25, 0.75, -0.25, 1e9, -1e9]], np.float32)
+    assert quantize(values, HALVES).tolist() == [[10, 12, 10, 127, -128]]
+
+
+def test_every_code_survives_the_way_there_and_back() -> None:
+    codes = np.arange(-128, 128, dtype=np.int8)
+    tensor = Tensor("x", (256, 1, 1), float(np.float32(0.0371)), -17)
+    np.testing.assert_array_equal(quantize(dequantize(codes, tensor), tensor), codes)
+
+
+def _network() -> tuple[QuantizedGraph, str]:
+    """x * c on the host, a Gemm, and a Softmax of its result plus the network's input on the host."""
+    graph = QuantizedGraph(1, 6, scale=None)
+    scaled = graph.node("Mul", "x", graph.constant(np.linspace(0.5, 2, 6, dtype=np.float32)))
+    y = graph.pair(graph.node("Gemm", graph.pair(scaled, 0.25, 3), graph.weights(6, 6), transB=1))
+    return graph, graph.node("Add", graph.node("Softmax", y, axis=1), "x")
+
+
+def test_the_tail_may_read_the_networks_input() -> None:
+    graph, output = _network()
+    model, x = graph.model(output), graph.samples()
+    lowered = lower(model, partition(model))
+    host = host_of(lowered, model)
+    result = host.finish(run(lowered.graph, host.prepare(x)), x)
+    assert list(result) == [output]
+    assert result[output].shape == (4, 6)
+    probabilities = result[output] - x["x"]
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ({}, "input 'x' is missing"),
+        ({"x": np.zeros((2, 5), np.float32)}, r"input 'x': expected \[N, 6\], got \(2, 5\)"),
+    ],
+)
+def test_wrong_samples_are_refused(samples: dict[str, np.ndarray], message: str) -> None:
+    graph, output = _network()
+    model = graph.model(output)
+    with pytest.raises(HostError, match=message):
+        host_of(lower(model, partition(model)), model).prepare(samples)
