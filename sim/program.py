@@ -13,6 +13,7 @@ from typing import Any
 from hw.config import ABI_VERSION, AcceleratorConfig, beats
 from hw.descriptor import TensorDescriptor
 from hw.isa import Memory, memory_shape
+from hw.timing import program_cycles
 
 PROGRAM_FILE = "program.json"
 FORMAT = 1
@@ -84,13 +85,13 @@ class Program:
 
     @property
     def cycles(self) -> int | None:
-        """Expected cycles of one inference; None when an instruction makes no claim."""
+        """Expected cycles of one whole run, what CYCLES must show; None when an instruction makes no claim."""
         return self.cycles_of(0, self.pc_end)
 
     def cycles_of(self, pc_start: int, pc_end: int) -> int | None:
-        """Expected cycles of instructions [pc_start, pc_end); None when one of them makes no claim."""
-        cycles = [i.cycles for i in self.instructions[pc_start:pc_end]]
-        return None if None in cycles else sum(n for n in cycles if n is not None)
+        """Expected cycles of a run of [pc_start, pc_end): neighbours overlap, so less than the sum of theirs."""
+        cycles = [i.cycles for i in self.instructions[pc_start:pc_end] if i.cycles is not None]
+        return program_cycles(self.config, cycles) if len(cycles) == pc_end - pc_start else None
 
     def save(self, folder: Path) -> list[Path]:
         """Write `program.json` and `<memory>.bin` (little-endian 32-bit beats) for each image; return the files."""

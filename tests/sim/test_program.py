@@ -13,6 +13,7 @@ from hw.config import array_config
 from hw.descriptor import TensorDescriptor
 from hw.isa import Memory
 from hw.registers import Register
+from hw.timing import program_cycles
 from sim.program import InstructionInfo, LayerInfo, Program, ProgramError, pack_words, unpack_words
 
 CONFIG = array_config(8, 2)
@@ -98,7 +99,8 @@ def test_program_survives_the_disk(tmp_path: Path) -> None:
 
 def test_program_adds_up_cycles_only_where_all_are_known() -> None:
     p = program()
-    assert p.cycles == 35
+    assert p.cycles == program_cycles(CONFIG, [10, 20, 5])
+    assert p.cycles_of(1, 2) == program_cycles(CONFIG, [20])
     assert replace(p, instructions=(*p.instructions[:2], InstructionInfo(2, "fc", None))).cycles is None
 
 
