@@ -64,9 +64,7 @@ def allocate(
     raise _too_large(lives, operations, lowest, config)
 
 
-def peak_words(
-    graph: LayerGraph, operations: Sequence[Operation], layouts: Mapping[str, MapLayout]
-) -> tuple[int, ...]:
+def peak_words(graph: LayerGraph, operations: Sequence[Operation], layouts: Mapping[str, MapLayout]) -> tuple[int, ...]:
     """Words alive while each operation runs: a lower bound of the memory that it needs."""
     lives = lifetimes(graph, operations, layouts)
     return tuple(sum(t.words for t in lives if t.first <= i <= t.last) for i in range(len(operations)))

@@ -1,4 +1,7 @@
-"""Fifth phase: steps and addresses to packed memory words. Equal streams, parameters, taps and tables are stored once."""
+"""Fifth phase: steps and addresses to packed memory words.
+
+Equal streams, parameters, taps and tables are stored once.
+"""
 
 from __future__ import annotations
 

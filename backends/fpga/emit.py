@@ -1,4 +1,7 @@
-"""Last phase: the files of an accelerator. The same configuration always gives the same Verilog, so its text is cached."""
+"""Last phase: the files of an accelerator.
+
+The same configuration always gives the same Verilog, so its text is cached.
+"""
 
 from __future__ import annotations
 

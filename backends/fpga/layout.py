@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.fpga.fold import Operation, is_whole_map
-from backends.fpga.geometry import Sweep, Walk, conflicts, sweeps
+from backends.fpga.geometry import Walk, conflicts, sweeps
 from backends.layers import AveragePool, Concat, Conv, LayerGraph, MaxPool, Pad, Pair, Resize, Tensor
 from hw.config import AcceleratorConfig
 from hw.descriptor import TensorDescriptor
@@ -76,10 +76,12 @@ class MapLayout:
                 bases[2 * y + x] = base + phase + channel // rows * self.plane
                 byte[2 * y + x] = channel % rows
         phases = 2 * self.phases[0] + self.phases[1]
-        b, y = tuple(bases), tuple(byte)
-        return TensorDescriptor(
-            (b[0], b[1], b[2], b[3]), self.plane, self.pitch, width, height, channels, (y[0], y[1], y[2], y[3]), phases
-        )
+        return TensorDescriptor(_four(bases), self.plane, self.pitch, width, height, channels, _four(byte), phases)
+
+
+def _four(values: list[int]) -> tuple[int, int, int, int]:
+    a, b, c, d = values
+    return a, b, c, d
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,6 @@ def _pitches(graph: LayerGraph, operations: tuple[Operation, ...], phases: Mappi
     return {t.name: widest[classes.find(t.name)] for t in tensors}
 
 
-
 def _can_pack(tensor: Tensor, graph: LayerGraph, phases: Pair, config: AcceleratorConfig) -> bool:
     """Whether phases as channels save words, and every reader can select them."""
     count = (1 + phases[0]) * (1 + phases[1])
@@ -274,5 +275,3 @@ def offsets(
     rows = [layout.row(y * spread[0] + shift[0]) for y in walk.y.outputs]
     columns = [layout.column(x * spread[1] + shift[1]) for x in walk.x.outputs]
     return np.array(rows, np.int64), np.array(columns, np.int64)
-
-

@@ -386,7 +386,9 @@ class _Scheduler:
         layout = self.layouts[source.name]
         rows, columns = offsets(walk, self.output, kernel.spread, shift)
         y, x = self._fit(rows, 1 << self.config.address_bits), self._fit(columns, STEP_LIMIT)
-        single = self._has_long_post or (self.config.drain_lanes > 1 and conflicts(walk, rows, columns, self.config.pixels))
+        single = self._has_long_post or (
+            self.config.drain_lanes > 1 and conflicts(walk, rows, columns, self.config.pixels)
+        )
         fields = {
             "mode": int(kernel.mode),
             "maximum": int(kernel.maximum),
@@ -430,10 +432,10 @@ class _Scheduler:
         if operand is None or self.operation.broadcast:
             return 0
         rows, columns = offsets(walk, self.layouts[operand.name])
-        positions = range(walk.y.count), range(walk.x.count)
-        expected_rows = [int(rows[0]) + i * walk.y.drop * walk.pitch for i in positions[0]]
-        expected_columns = [int(columns[0]) + i * walk.x.drop for i in positions[1]]
-        assert rows.tolist() == expected_rows and columns.tolist() == expected_columns, self.operation.name
+        expected = rows[0] + np.arange(walk.y.count) * walk.y.drop * walk.pitch
+        assert np.array_equal(rows, expected), self.operation.name
+        expected = columns[0] + np.arange(walk.x.count) * walk.x.drop
+        assert np.array_equal(columns, expected), self.operation.name
         return int(rows[0] + columns[0])
 
     def _fit(self, addresses: NDArray[np.int64], step_limit: int) -> Affine:
@@ -558,25 +560,20 @@ def _scalars(multiplier: int, shift: int, offset: int) -> tuple[NDArray[np.int64
 
 
 def _extended(parameters: Parameters, channels: int) -> Parameters:
-    """Zeros for the channels that only fill the last weight word."""
+    """Zeros for the channels that only fill the last weight word; there are no slopes."""
     if len(parameters.multiplier) == 1:
         return parameters
-    extra = channels - len(parameters.multiplier)
-    grown = [
-        None if v is None else np.pad(v, (0, extra))
-        for v in (parameters.multiplier, parameters.shift, parameters.offset, parameters.slope)
-    ]
-    assert grown[0] is not None and grown[1] is not None and grown[2] is not None
-    return Parameters(grown[0], grown[1], grown[2], grown[3])
+    extra = (0, channels - len(parameters.multiplier))
+    return Parameters(
+        np.pad(parameters.multiplier, extra), np.pad(parameters.shift, extra), np.pad(parameters.offset, extra)
+    )
 
 
 def _without_empty_taps(streams: tuple[Stream, ...]) -> tuple[tuple[Stream, ...], tuple[int, ...]]:
     """Depthwise streams without the taps that are zero in every channel, and the taps that remain."""
     used = np.any([stream.weights.any(axis=(1, 2)) for stream in streams], axis=0)
     used[0] |= not used.any()
-    kept = tuple(
-        Stream(s.weights[used], s.delta[used], s.end_tap[used]) for s in streams
-    )
+    kept = tuple(Stream(s.weights[used], s.delta[used], s.end_tap[used]) for s in streams)
     return kept, tuple(np.flatnonzero(used).tolist())
 
 

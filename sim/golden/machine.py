@@ -148,7 +148,8 @@ class Machine:
         if fields["elementwise"]:
             value = elementwise(value, self._operand(fields, lanes, block, len(acc)), parameters, fields)
         if fields["use_table"]:
-            value = self._tables[fields["table_index"] * 256 : fields["table_index"] * 256 + 256][value + 128]
+            table = self._tables[fields["table_index"] * 256 : fields["table_index"] * 256 + 256]
+            value = table[value + 128].astype(np.int64)
         used = address[keep]
         if len(used) and not 0 <= used.min() <= used.max() < self.config.activation_words:
             raise MachineError(f"writes words {used.min()} to {used.max()} of {self.config.activation_words}")
@@ -200,7 +201,8 @@ class _Lanes:
 
     def fetch(self, memory: Words, base: int, tap: Fields) -> Words:
         """Words that the lanes read for one weight block: int8 [positions, Q]."""
-        inside = (tap["y_low"] <= self.y) & (self.y < tap["y_high"]) & (tap["x_low"] <= self.x) & (self.x < tap["x_high"])
+        inside = (tap["y_low"] <= self.y) & (self.y < tap["y_high"])
+        inside &= (tap["x_low"] <= self.x) & (self.x < tap["x_high"])
         return np.where(inside[:, None], self.words(memory, base + self.n), np.int8(self.fields["pad_value"]))
 
     def words(self, memory: Words, address: NDArray[np.int64]) -> Words:
