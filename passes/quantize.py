@@ -10,6 +10,7 @@ two: then onnxruntime on this file and the integers agree, and ties, which they 
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -33,6 +34,8 @@ MANTISSA_BITS = 16
 SHIFT_MAX = 47
 BIAS_MAX = 2**30  # leaves room for the zero-point term and bias correction in a 48-bit offset, and in int32
 WEIGHTED = frozenset({"Conv", "Gemm"})
+LARGEST_MOVE = 2.0**-5
+"""The grid of a factor that is small beside its layer's largest is coarse: a scale is not moved further than this."""
 DEAD_STEPS = 2.0**-8
 """A channel whose weights together cannot move its output by this many quantization steps has weight code 0."""
 
@@ -189,6 +192,8 @@ class Quantize(Rewrite):
             node = by_name.get(point.anchor)
             if node is not None and node.op_type in WEIGHTED:
                 _quantize_layer(node, self._scales[point.sources[0]], self._scales[point.name], self._config, notes)
+            if node is not None and node.op_type == "PRelu":
+                _snap_slopes(node, self._scales[point.sources[0]].scale / self._scales[point.name].scale)
         values = {value.name: value for value in [*model.graph.inputs, *_outputs(model)]}
         scalars = _Scalars(model.graph)
         for point in wanted:
@@ -319,51 +324,95 @@ def on_grid(factor: float) -> float:
 def _snap_factors(
     wanted: tuple[Point, ...], by_name: dict[str | None, ir.Node], leader: dict[str, str], shared: Scales
 ) -> None:
-    """Change the scales of what unweighted layers read so that their factors are on the grid.
+    """Move the scales around layers without weights so that their factors are on the grid.
 
-    From the outputs towards the inputs: a layer's output scale is final when its inputs are put on its grid. An input
-    with several such readers obeys the last one.
+    From the outputs towards the inputs: what a layer reads is put on the grid of its output. Where another reader has
+    settled the input already, the output is put on the grid of the input, if nothing has settled that.
     """
-    final: set[str] = set()
+    settled: set[str] = set()
     for point in reversed(wanted):
         node = by_name.get(point.anchor)
         if point.kind is not Kind.ANCHOR or node is None or node.op_type in WEIGHTED:
             continue
-        out = leader[point.name]
-        final.add(out)
-        units = _units(node, point, shared, leader)
-        top = max((shared[leader[s]].scale * units[s] for s in point.sources), default=0.0) / shared[out].scale
+        out, sources = leader[point.name], [leader[source] for source in point.sources]
+        windows = _windows(node)
+        factors = [_Factor(out, (source,), math.lcm(*windows), min(windows)) for source in sources]
+        if node.op_type == "Mul" and len(sources) == 2:
+            factors = [_Factor(out, (sources[0], sources[1]))]
+        _snap_layer(factors, shared, settled)
+
+
+@dataclass(frozen=True)
+class _Factor:
+    """A factor of one layer: the product of its sources' scales over the output's scale and over each window's size.
+
+    Attributes:
+        out: Whose scale divides.
+        sources: Whose scales are multiplied.
+        divisor: A common multiple of the window sizes of an average pool: factor = whole number * divisor / 2**shift.
+        smallest: Of the window sizes.
+    """
+
+    out: str
+    sources: tuple[str, ...]
+    divisor: int = 1
+    smallest: int = 1
+
+    def value(self, shared: Scales) -> float:
+        """Without the window."""
+        return math.prod(shared[source].scale for source in self.sources) / shared[self.out].scale
+
+
+def _snap_layer(factors: list[_Factor], shared: Scales, settled: set[str]) -> None:
+    """Put the factors of one layer on their common grid."""
+    for factor in sorted(factors, key=lambda factor: not settled.issuperset(factor.sources)):
+        top = max(each.value(shared) for each in factors)
         if not 0 < top < 2**MANTISSA_BITS:
+            return
+        free = next((name for name in factor.sources if name not in settled and name != factor.out), None)
+        if free is None and factor.out in settled:
             continue
-        shift = min(MANTISSA_BITS - math.frexp(top)[1], SHIFT_MAX)
-        for source in point.sources:
-            if (name := leader[source]) not in final:
-                shared[name] = _snapped(shared[name], units[source] / shared[out].scale, shift)
-                final.add(name)
+        ratio = _on_common_grid(factor, factor.value(shared), top) / factor.value(shared)
+        moved, change = (free, ratio) if free is not None else (factor.out, 1 / ratio)
+        if abs(ratio - 1) < LARGEST_MOVE:
+            shared[moved] = Scale(float(np.float32(shared[moved].scale * change)), shared[moved].zero_point)
+        settled.update((*factor.sources, factor.out))
+    settled.update(factor.out for factor in factors)
 
 
-def _units(node: ir.Node, point: Point, shared: Scales, leader: dict[str, str]) -> dict[str, float]:
-    """What each source's scale is multiplied by to give the layer's factor times the output scale."""
-    if node.op_type == "Mul" and len(point.sources) == 2:
-        a, b = point.sources
-        return {a: shared[leader[b]].scale, b: shared[leader[a]].scale}
-    if node.op_type in ("AveragePool", "GlobalAveragePool"):
-        return dict.fromkeys(point.sources, 1.0 / _window(node))
-    return dict.fromkeys(point.sources, 1.0)
+def _on_common_grid(factor: _Factor, value: float, top: float) -> float:
+    """The nearest value on the grid whose shift the layer's largest factor decides.
+
+    value / window = multiplier / 2**shift must be exact for every window size, so value = odd * divisor / 2**shift with
+    as many bits as the smallest window leaves.
+    """
+    _, exponent = math.frexp(top / factor.divisor)
+    spare = (factor.divisor // factor.smallest - 1).bit_length() if factor.divisor > 1 else 0
+    shift = min(MANTISSA_BITS - spare - exponent, SHIFT_MAX)
+    multiplier = min(math.floor(math.ldexp(value / factor.divisor, shift)) | 1, 2**MANTISSA_BITS - 1)
+    return math.ldexp(multiplier * factor.divisor, -shift)
 
 
-def _window(node: ir.Node) -> int:
-    """Positions under an average pool's window, away from the border."""
-    if node.op_type == "AveragePool":
-        return math.prod(edit.ints(node, "kernel_shape"))
-    shape = edit.shape_of(node.inputs[0])
-    return math.prod(shape[2:]) if shape else 1
-
-
-def _snapped(scale: Scale, unit: float, shift: int) -> Scale:
-    """`scale` moved so that scale * unit is an odd integer over 2**shift."""
-    multiplier = min(max(math.ceil(math.ldexp(scale.scale * unit, shift)) | 1, 1), 2**MANTISSA_BITS - 1)
-    return Scale(float(np.float32(math.ldexp(multiplier, -shift) / unit)), scale.zero_point)
+def _windows(node: ir.Node) -> tuple[int, ...]:
+    """The different numbers of values that an average pool divides by; 1 for other nodes."""
+    shape = edit.shape_of(node.inputs[0]) or ()
+    if node.op_type == "GlobalAveragePool":
+        return (math.prod(shape[2:]),)
+    if node.op_type != "AveragePool":
+        return (1,)
+    kernel, result = edit.ints(node, "kernel_shape"), edit.shape_of(node.outputs[0]) or ()
+    axes = len(kernel)
+    strides = edit.ints(node, "strides") or (1,) * axes
+    pads = edit.ints(node, "pads") or (0,) * 2 * axes
+    border = pads if edit.integer(node, "count_include_pad", 0) else (0,) * 2 * axes
+    lengths = [
+        {
+            min(start + kernel[axis], shape[2 + axis] + border[axes + axis]) - max(start, -border[axis])
+            for start in range(-pads[axis], -pads[axis] + strides[axis] * result[2 + axis], strides[axis])
+        }
+        for axis in range(axes)
+    ]
+    return tuple(sorted({math.prod(sizes) for sizes in itertools.product(*lengths)}))
 
 
 # Weights
@@ -486,6 +535,18 @@ def _quantize_layer(node: ir.Node, source: Scale, target: Scale, config: Quantiz
     edit.set_input(node, 2, _dequantized_constant(node, "bias", made.bias, step))
     for metric, channels in (("dead_channels", made.is_dead), ("raised_channels", made.is_raised)):
         notes.metrics[metric] = notes.metrics.get(metric, 0.0) + float(channels.sum())
+
+
+def _snap_slopes(node: ir.Node, factor: float) -> None:
+    """Put the slopes of a PRelu on the grid of its factor s_x / s_y: each moves by at most 2**-15 of the largest."""
+    slopes = edit.constant(edit.operand(node, 1))
+    if slopes is None:
+        return
+    top = factor * max(1.0, float(np.abs(slopes).max(initial=0.0)))
+    shift = min(MANTISSA_BITS - math.frexp(top)[1], SHIFT_MAX)
+    multipliers = np.rint(np.ldexp(slopes.astype(np.float64) * factor, shift))
+    snapped = (np.ldexp(multipliers, -shift) / factor).astype(slopes.dtype)
+    edit.set_input(node, 1, edit.new_initializer(edit.graph_of(node), f"{node.name}_slope", snapped))
 
 
 def _bias_of(node: ir.Node, channels: int) -> NDArray[np.float32]:

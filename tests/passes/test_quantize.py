@@ -277,15 +277,69 @@ def test_relu_puts_the_zero_point_at_the_lowest_code() -> None:
     assert scale_of(result, "r1").zero_point == scale_of(result, "r2").zero_point == -128
 
 
+def assert_on_grid(factors: Array) -> None:
+    """Whole numbers over the power of two that the largest decides, 16 bits of it."""
+    multipliers = np.ldexp(factors, 16 - math.frexp(float(np.abs(factors).max()))[1])
+    np.testing.assert_allclose(multipliers, np.rint(multipliers), rtol=1e-6)
+
+
 def test_add_and_pool_factors_are_on_the_grid() -> None:
     result = quantized(residual())
     r2 = scale_of(result, "r2").scale
-    factors = np.array([scale_of(result, name).scale / r2 for name in ("r1", "c2")])
-    shift = 16 - math.frexp(factors.max())[1]
-    multipliers = np.ldexp(factors, shift)
-    np.testing.assert_allclose(multipliers, np.rint(multipliers), rtol=1e-6)
-    pool = math.frexp(r2 / 36 / scale_of(result, "p").scale)[0] * 2**16
-    assert pool == pytest.approx(round(pool), rel=1e-6)
+    assert_on_grid(np.array([scale_of(result, name).scale / r2 for name in ("r1", "c2")]))
+    assert_on_grid(np.array([r2 / 36 / scale_of(result, "p").scale]))
+
+
+def test_a_product_of_two_points_is_on_the_grid() -> None:
+    nodes = [conv("x", "a"), conv("x", "c"), node("Mul", ["a", "c"], ["y"])]
+    result = quantized(canonical(nodes, MAP, ["y"], WEIGHTS))
+    a, c, y = (scale_of(result, name).scale for name in ("a", "c", "y"))
+    assert_on_grid(np.array([a * c / y]))
+
+
+def test_an_input_with_two_readers_moves_the_second_output() -> None:
+    nodes = [
+        conv("x", "c"),
+        node("GlobalAveragePool", ["c"], ["p"]),
+        node("Add", ["c", "x"], ["y"]),
+    ]
+    result = quantized(canonical(nodes, MAP, ["p", "y"], WEIGHTS))
+    c, p, y = (scale_of(result, name).scale for name in ("c", "p", "y"))
+    assert_on_grid(np.array([c / y]))
+    assert_on_grid(np.array([c / 36 / p]))
+
+
+def test_every_window_of_a_pool_is_on_the_grid() -> None:
+    pool = node("AveragePool", ["c"], ["y"], kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[1, 1])
+    result = quantized(canonical([conv("x", "c"), pool], MAP, ["y"], WEIGHTS))
+    for window in (4, 6, 9):
+        assert_on_grid(np.array([scale_of(result, "c").scale / window / scale_of(result, "y").scale]))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "windows"),
+    [
+        ({}, (9,)),
+        ({"pads": [1, 1, 1, 1]}, (4, 6, 9)),
+        ({"pads": [1, 1, 1, 1], "count_include_pad": 1}, (9,)),
+        ({"strides": [2, 2], "ceil_mode": 1}, (4, 6, 9)),
+        ({"strides": [2, 2], "ceil_mode": 1, "count_include_pad": 1}, (4, 6, 9)),
+    ],
+)
+def test_windows_of_an_average_pool(attributes: dict[str, object], windows: tuple[int, ...]) -> None:
+    pool = node("AveragePool", ["x"], ["y"], kernel_shape=[3, 3], **attributes)
+    loaded = canonical([pool], MAP, ["y"])
+    assert q._windows(loaded.graph[0]) == windows
+
+
+def test_slopes_are_on_the_grid() -> None:
+    slopes = np.array([0.25, -0.3, 0.7]).reshape(3, 1, 1).astype(np.float32)
+    loaded = canonical([node("PRelu", ["x", "slope"], ["y"])], {"x": [1, 3, 4, 4]}, ["y"], {"slope": slopes})
+    result, _ = quantize(loaded, every_node(loaded), samples(3, 4, 4), PLAIN)
+    snapped = result.graph.initializers["y_slope"].const_value.numpy()  # type: ignore[union-attr]
+    factor = scale_of(result, "x").scale / scale_of(result, "y").scale
+    assert_on_grid(np.append(snapped.ravel(), 1.0) * factor)
+    np.testing.assert_allclose(snapped, slopes, rtol=0, atol=2.0**-15)
 
 
 @pytest.mark.parametrize(
