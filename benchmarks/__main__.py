@@ -31,6 +31,7 @@ ROWS: dict[str, Row] = {
     "accuracy": lambda workshop: accuracy.figures(),
     "cycles": cycles.figures,
     "sparsity": sparsity.figures,
+    "bundled": verification.bundled,
     "compile-time": cycles.compile_times,
     "simulation": simulation.figures,
     "zoo": lambda workshop: zoo.figures(),

@@ -94,12 +94,12 @@ class Workshop:
         return path
 
 
-def edgec(*arguments: str | Path, timeout_s: float = 3600) -> Ran:
-    """Run the command line in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "NO_COLOR": "1"}
+def edgec(*arguments: str | Path, environment: dict[str, str] | None = None, timeout_s: float = 3600) -> Ran:
+    """Run the command line in a process of its own; `environment` changes the present one."""
+    changed = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "NO_COLOR": "1", **(environment or {})}
     command = [sys.executable, "-m", "compiler.cli", *map(str, arguments)]
     spent, start = _children_cpu(), time.monotonic()
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
+    ran = subprocess.run(command, env=changed, capture_output=True, text=True, timeout=timeout_s, check=False)
     return Ran(ran.returncode, ran.stdout, ran.stderr, time.monotonic() - start, _children_cpu() - spent)
 
 
