@@ -29,13 +29,6 @@ def correctable(model: ir.Model, wanted: tuple[Point, ...]) -> dict[str, str]:
     return {str(node.name): str(node.outputs[0].name) for node in anchors if node.op_type in WEIGHTED}
 
 
-def spread(samples: Arrays, limit: int) -> dict[str, NDArray[np.generic]]:
-    """At most `limit` samples, evenly spaced over all of them."""
-    total = statistics.count(samples)
-    rows = np.unique(np.linspace(0, total - 1, min(limit, total)).round().astype(np.int64))
-    return {name: array[rows] for name, array in samples.items()}
-
-
 def affordable(model: ir.Model, wanted: tuple[Point, ...], limit: int) -> int:
     """`limit`, or as many samples as keep the largest activation within MEMORY."""
     names = {point.name for point in wanted}

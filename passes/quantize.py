@@ -24,7 +24,7 @@ from passes import graph as edit
 from passes import statistics
 from passes.base import Notes, PassReport, Rewrite
 from passes.cones import Kind, Point, points
-from passes.correct_bias import CorrectBias, affordable, correctable, spread
+from passes.correct_bias import CorrectBias, affordable, correctable
 from passes.equalize import MARK, Equalize, EqualizeConfig, equalizable
 from passes.statistics import Arrays, Histogram, Progress
 
@@ -55,6 +55,7 @@ class QuantizeConfig:
     Attributes:
         ranges: Of activations. The network's inputs always take their smallest and largest value.
         percentile: Percent of the values kept inside by Ranges.PERCENTILE.
+        samples: At most this many calibration samples, evenly spaced, are run.
         acc_bits: Signed accumulator width that every channel's sum provably fits.
         equalize: How far to equalize the channels in front of depthwise Convs; None: not at all.
         correct_bias: Whether to remove each channel's mean error through its bias.
@@ -63,6 +64,7 @@ class QuantizeConfig:
 
     ranges: Ranges = Ranges.MSE
     percentile: float = 99.99
+    samples: int = 512
     acc_bits: int = 24
     equalize: EqualizeConfig | None = EqualizeConfig()
     correct_bias: bool = True
@@ -126,7 +128,8 @@ def quantize(
     wanted = points(model, nodes)
     if not wanted:
         return result, PassReport("quantize")
-    reports = []
+    samples = statistics.spread(samples, config.samples)
+    reports = [PassReport("calibrate", metrics={"calibration_samples": float(statistics.count(samples))})]
     if config.equalize and (convs := equalizable(model, wanted)):
         peaks = statistics.collect(model, samples, peaks=convs, progress=progress).peaks
         reports.append(_applied(Equalize(convs, peaks, config.equalize), result))
@@ -135,7 +138,7 @@ def quantize(
     scales = choose_scales(equalized, wanted, found.histograms, config)
     reports.append(_applied(Quantize(nodes, scales, config), result))
     if config.correct_bias:
-        some = spread(samples, affordable(equalized, wanted, config.correction_samples))
+        some = statistics.spread(samples, affordable(equalized, wanted, config.correction_samples))
         outputs = correctable(equalized, wanted)
         means = statistics.collect(equalized, some, means=outputs.values()).means
         by_node = {node: means[value] for node, value in outputs.items()}
@@ -434,6 +437,7 @@ def quantize_weights(
         bias: float32 [C_out].
         source: Of the layer's input (s_x).
         target: Of the layer's output (s_y).
+        samples: At most this many calibration samples, evenly spaced, are run.
         acc_bits: Signed accumulator width.
 
     Raises:

@@ -234,6 +234,13 @@ def count(samples: Arrays) -> int:
     return rows.pop()
 
 
+def spread(samples: Arrays, limit: int) -> dict[str, NDArray[np.generic]]:
+    """At most `limit` samples, evenly spaced over all of them."""
+    total = count(samples)
+    rows = np.unique(np.linspace(0, total - 1, min(limit, total)).round().astype(np.int64))
+    return {name: array[rows] for name, array in samples.items()}
+
+
 def run(model: ir.Model, samples: Arrays, names: Iterable[str]) -> Iterator[dict[str, NDArray[np.float32]]]:
     """The named values of `model`, sample after sample, each [1, ...]. A graph input is a name like any other."""
     wanted = list(names)

@@ -85,12 +85,6 @@ def test_two_inputs_from_the_host_and_a_concat() -> None:
     assert statistics.sqnr(loaded, result, inputs())["y"] > 30
 
 
-def test_samples_are_spread_evenly() -> None:
-    samples = {"x": np.arange(100)}
-    assert correct_bias.spread(samples, 3)["x"].tolist() == [0, 50, 99]
-    assert correct_bias.spread(samples, 200)["x"].tolist() == list(range(100))
-
-
 def test_large_networks_are_corrected_on_fewer_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = network()
     wanted = points(loaded, every_node(loaded))

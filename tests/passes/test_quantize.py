@@ -403,6 +403,12 @@ def test_nothing_accelerated_changes_nothing() -> None:
     assert not report.changed
 
 
+def test_only_so_many_samples_are_run() -> None:
+    loaded = residual()
+    _, report = quantize(loaded, every_node(loaded), samples(2, 6, 6), QuantizeConfig(samples=5))
+    assert report.metrics["calibration_samples"] == 5
+
+
 def test_shared_weights_are_quantized_for_each_reader() -> None:
     nodes = [conv("x", "c"), conv("c", "y")]
     result = quantized(canonical(nodes, MAP, ["y"], WEIGHTS))

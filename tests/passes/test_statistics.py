@@ -128,6 +128,12 @@ def test_unequal_inputs_are_refused() -> None:
         statistics.count({"a": np.zeros((2, 1)), "b": np.zeros((3, 1))})
 
 
+def test_samples_are_spread_evenly() -> None:
+    samples = {"x": np.arange(100)}
+    assert statistics.spread(samples, 3)["x"].tolist() == [0, 50, 99]
+    assert statistics.spread(samples, 200)["x"].tolist() == list(range(100))
+
+
 def test_an_unknown_value_is_named() -> None:
     loaded = canonical([node("Neg", ["x"], ["y"])], {"x": [1, 2]}, ["y"])
     with pytest.raises(StatisticsError, match="computes no value 'z'"):
