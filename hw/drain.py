@@ -122,7 +122,10 @@ class Drain(wiring.Component):
         connected, prelu = back.mode == Mode.FULLY_CONNECTED, back.elementwise == Elementwise.PRELU
         swaps = {stage: slot.last & slot.block_start for stage, slot in at.items()}
         address, lanes = Signal(ceil_log2(words)), Signal(range(config.block_lanes + 1))
-        next_block = swaps[LANE_STAGE] & ~at[LANE_STAGE].instruction_start & ~back.parameter_shared
+        # Fully connected, the last lane's parameters are read until one cycle later.
+        stage = {True: OPERAND_STAGE, False: LANE_STAGE}
+        ends = {late: swaps[stage[late]] & ~at[stage[late]].instruction_start for late in stage}
+        next_block = Mux(connected, ends[True], ends[False]) & ~back.parameter_shared
         stride = Mux(next_block, Mux(prelu, 2, 1), 0)
         with m.If(begins):
             m.d.sync += address.eq(back.parameter_base)
