@@ -80,6 +80,7 @@ def _samples(program: Program, inputs: Mapping[str, NDArray[np.int8]]) -> list[d
 
 
 def _why_not_strides(layer: Conv | MaxPool | AveragePool) -> str | None:
-    """Even strides are halved by the layout."""
-    largest = max(stride if stride % 2 else stride // 2 for stride in layer.strides)
-    return f"a stride of {max(layer.strides)} drops too many positions" if largest > STEP_LIMIT else None
+    """Even strides are halved by the layout; along a side with one output position there is no stride."""
+    strides = [stride for stride, side in zip(layer.strides, layer.output.shape[1:], strict=True) if side > 1]
+    largest = max((stride if stride % 2 else stride // 2 for stride in strides), default=1)
+    return f"a stride of {max(strides)} drops too many positions" if largest > STEP_LIMIT else None
