@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from amaranth.hdl import Elaboratable
 from amaranth.lib import wiring
 
 from hw.config import AcceleratorConfig
@@ -23,9 +22,7 @@ CELLS = TESTBENCHES / "ecp5_cells.v"
 Dut = Any
 
 
-def run_testbench(
-    component: wiring.Component, stem: str, technology: str = "generic", **environment: object
-) -> int:
+def run_testbench(component: wiring.Component, stem: str, technology: str = "generic", **environment: object) -> int:
     """Run every cocotb test of tests/hw/<stem>_tb.py on `component`; returns how many ran.
 
     Args:
@@ -82,8 +79,14 @@ async def run_pipeline(
     return results
 
 
-def prove(spec: Elaboratable, folder: Path, *, mode: str = "bmc", depth: int = 1, engine: str = "smtbmc z3") -> None:
-    """Prove the assertions of `spec` with sby.
+def prove(spec: wiring.Component, folder: Path, *, mode: str, depth: int) -> None:
+    """Prove the assertions of `spec` with sby and z3, for any values of its In members.
+
+    Args:
+        spec: Instantiates the design under test and asserts.
+        folder: For the files of sby.
+        mode: "bmc" looks at the first `depth` cycles, "prove" at all of them by induction over `depth`.
+        depth: In cycles.
 
     Raises:
         AssertionError: A proof failed, or sby did; the message is its log.
@@ -91,14 +94,14 @@ def prove(spec: Elaboratable, folder: Path, *, mode: str = "bmc", depth: int = 1
     from amaranth.back import rtlil
 
     tools = Path(sys.executable).parent
-    (folder / "top.il").write_text(rtlil.convert(spec, name="top", ports=()), encoding="utf-8")
+    (folder / "top.il").write_text(rtlil.convert(spec, name="top"), encoding="utf-8")
     script = "\n".join(
         (
             "[options]",
             f"mode {mode}",
             f"depth {depth}",
             "[engines]",
-            engine,
+            "smtbmc z3",
             "[script]",
             "read_rtlil top.il",
             "prep -top top",
