@@ -98,6 +98,8 @@ def window(node: ir.Node) -> Window:
     need_h = (out_h - 1) * strides[0] + (kernel[0] - 1) * dilations[0] + 1 - height - first[0]
     need_w = (out_w - 1) * strides[1] + (kernel[1] - 1) * dilations[1] + 1 - width - first[1]
     needed = (first[0], first[1], max(need_h, 0), max(need_w, 0))
+    # A single position is never strided over; saying so frees every backend from large strides of global windows.
+    strides = (strides[0] if out_h > 1 else 1, strides[1] if out_w > 1 else 1)
     return Window(kernel, strides, needed, dilations, (*first, *last))
 
 
