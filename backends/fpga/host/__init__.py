@@ -1,0 +1,1 @@
+"""The host's side of an accelerator: drivers in C and Python, and the network as C arrays."""
