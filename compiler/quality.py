@@ -19,7 +19,8 @@ Arrays = Mapping[str, NDArray[np.generic]]
 Floats = dict[str, NDArray[np.float32]]
 Progress = Callable[[str, int, int], None]
 
-FLOAT, QUANTIZED, REFERENCE, RTL = "float", "quantized (onnxruntime)", "reference", "RTL"
+# Float and quantized are the ONNX files in onnxruntime, reference and RTL are integers.
+FLOAT, QUANTIZED, REFERENCE, RTL = "float", "quantized", "reference", "RTL"
 MEASURED = 200
 """Calibration samples on which a compile measures the answers."""
 _BATCH = 32
@@ -86,7 +87,7 @@ def compare(answers: Mapping[str, Floats], labels: NDArray[np.int64] | None, whe
         if labels is not None and (right := _accuracy(got, labels)) is not None:
             rows.append(AccuracyRow(stage, f"accuracy on {len(got)} {where}", right, "%"))
         if stage != FLOAT:
-            what = f"signal to noise against float on {len(got)} {where}"
+            what = f"SQNR on {len(got)} {where}"
             rows.append(AccuracyRow(stage, what, _decibel(exact, got), "dB"))
     return tuple(rows)
 

@@ -311,7 +311,9 @@ def summary(report: CompileReport) -> list[tuple[str, str]]:
         lines.append(("multipliers", f"{report.multipliers:,}"))
     if report.memory:
         lines.append(("memory", ", ".join(f"{m.memory} {percent(m.used / m.available)}" for m in report.memory)))
-    lines += [(f"{row.metric}, {row.stage}", f"{row.value:.2f} {row.unit}") for row in report.accuracy]
+    for metric in dict.fromkeys(row.metric for row in report.accuracy):
+        rows = [row for row in report.accuracy if row.metric == metric]
+        lines.append((metric, ", ".join(f"{row.stage} {row.value:.2f} {row.unit}" for row in rows)))
     lines.append(("verified", verdict(report.verify)))
     return lines
 

@@ -41,7 +41,11 @@ def to_html(report: CompileReport) -> str:
         _verdict(report),
         *(f"<p class='warning'>{escape(warning)}</p>" for warning in report.warnings),
         _section("One inference", _pairs(summary(report))),
-        _section("Cycles of each layer", _cycles(report.layers), "Exact, and compared with the simulated hardware."),
+        _section(
+            "Cycles of each layer",
+            _cycles(report.layers),
+            "Exact; from an instruction's start to its last write. Neighbours overlap by a few cycles.",
+        ),
         _section(
             "Use of the array",
             _use(report.layers),
@@ -152,27 +156,25 @@ def _bars(bars: Sequence[tuple[str, float, str]], full: float | None = None) -> 
 
 
 def _memory_map(report: CompileReport) -> str:
-    """Words from left to right, layers from top to bottom."""
-    available = next((m.available for m in report.memory if m.memory == "activations"), 0)
-    if not report.activation_map or not available:
+    """Words from left to right, as far as they are used; layers from top to bottom."""
+    memory = next((m for m in report.memory if m.memory == "activations"), None)
+    if not report.activation_map or memory is None:
         return ""
-    rows = len(report.layers) + 2  # inputs above, what the host reads below
-    room, top = _WIDTH - _LABEL - 10, 18
+    right, top = _WIDTH - 10, 18
     labels = ["before", *(row.name for row in report.layers), "after"]
+    bottom = top + len(labels) * _ROW
     lines = [
         f"<text class='soft' x='{_LABEL}' y='12'>word 0</text>",
-        f"<text class='soft' x='{_WIDTH - 10}' y='12' text-anchor='end'>{available:,} words</text>",
+        f"<text class='soft' x='{right}' y='12' text-anchor='end'>{memory.used:,} of {memory.available:,} words</text>",
+        f"<line class='grid' x1='{_LABEL}' y1='{bottom}' x2='{right}' y2='{bottom}'/>",
     ]
     for index, label in enumerate(labels):
         y = top + index * _ROW
         lines.append(f"<text x='{_LABEL - 8}' y='{y + 15}' text-anchor='end'>{escape(_short(label))}</text>")
-        lines.append(f"<line class='grid' x1='{_LABEL}' y1='{y}' x2='{_WIDTH - 10}' y2='{y}'/>")
-    lines.append(
-        f"<line class='grid' x1='{_LABEL}' y1='{top + rows * _ROW}' x2='{_WIDTH - 10}' y2='{top + rows * _ROW}'/>"
-    )
+        lines.append(f"<line class='grid' x1='{_LABEL}' y1='{y}' x2='{right}' y2='{y}'/>")
     for index, entry in enumerate(report.activation_map):
-        lines += _box(entry, index, room / available, top)
-    return _svg(top + rows * _ROW + 4, lines)
+        lines += _box(entry, index, (right - _LABEL) / memory.used, top)
+    return _svg(bottom + 4, lines)
 
 
 def _box(entry: MapEntry, index: int, scale: float, top: int) -> list[str]:
@@ -211,8 +213,11 @@ def _memories(report: CompileReport) -> str:
 
 
 def _accuracy(rows: Sequence[AccuracyRow]) -> str:
-    cells = [(row.metric, row.stage, f"{row.value:.2f} {row.unit}") for row in rows]
-    return _table(("what", "stage", "value"), cells, (2,))
+    """One column for each stage."""
+    stages, metrics = dict.fromkeys(row.stage for row in rows), dict.fromkeys(row.metric for row in rows)
+    values = {(row.metric, row.stage): f"{row.value:.2f} {row.unit}" for row in rows}
+    cells = [(metric, *(values.get((metric, stage), "") for stage in stages)) for metric in metrics]
+    return _table(("", *stages), cells, range(1, len(stages) + 1))
 
 
 def _host(nodes: Sequence[HostNode]) -> str:

@@ -11,7 +11,9 @@ import pytest
 from compiler import artefact
 from compiler.artefact import ArtefactError, Manifest, Preprocessing
 
-MADE = Manifest("net", "fpga", "0.1.0", Preprocessing((0.5,), (1.0, 2.0)), {"array": "8x2"}, {"numpy": "2"})
+MADE = Manifest(
+    "net", "fpga", "0.1.0", Preprocessing((0.5,), (1.0, 2.0)), {"x": (0.0, 1.5)}, {"array": "8x2"}, {"numpy": "2"}
+)
 
 
 def write(destination: Path, text: str = "a") -> None:
@@ -25,6 +27,7 @@ def test_manifest_round_trips_and_names_every_file(tmp_path: Path) -> None:
     write(tmp_path / "out")
     manifest = artefact.load(tmp_path / "out")
     assert manifest.preprocessing == MADE.preprocessing
+    assert manifest.input_ranges == {"x": (0.0, 1.5)}
     assert manifest.options == {"array": "8x2"}
     assert list(manifest.files) == ["rtl/accelerator.v"]
     assert artefact.altered_files(tmp_path / "out", manifest) == []
