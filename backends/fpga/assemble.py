@@ -43,9 +43,7 @@ class _Pool:
         return self.starts[key]
 
 
-def assemble(
-    steps: Sequence[Step], bases: Mapping[str, int], config: AcceleratorConfig
-) -> dict[Memory, tuple[int, ...]]:
+def assemble(steps: Sequence[Step], bases: Mapping[str, int], config: AcceleratorConfig) -> dict[Memory, list[int]]:
     """The memory images.
 
     Args:
@@ -67,8 +65,8 @@ def assemble(
         for memory, pool in pools.items():
             check_capacity(memory, len(pool.words), step.operation, config)
     check_capacity(Memory.PROGRAM, len(program), steps[-1].operation if steps else "", config)
-    images = {memory: tuple(pool.words) for memory, pool in pools.items()}
-    return {**images, Memory.WEIGHT: weights, Memory.PROGRAM: tuple(program)}
+    images = {memory: pool.words for memory, pool in pools.items()}
+    return {**images, Memory.WEIGHT: weights, Memory.PROGRAM: program}
 
 
 def check_capacity(memory: Memory, words: int, layer: str, config: AcceleratorConfig) -> None:
@@ -134,7 +132,7 @@ def _key(stream: Stream) -> bytes:
     return bytes([stream.weights.shape[1]]) + stream.to_bytes()
 
 
-def _weights(steps: Sequence[Step], config: AcceleratorConfig) -> tuple[dict[bytes, int], tuple[int, ...]]:
+def _weights(steps: Sequence[Step], config: AcceleratorConfig) -> tuple[dict[bytes, int], list[int]]:
     """First block of every distinct stream, and the image. Wide streams come first: they fill whole words."""
     lanes, size = config.block_lanes, config.rows + 1
     streams = [(stream, step.operation) for step in steps for stream in step.streams]
@@ -148,7 +146,7 @@ def _weights(steps: Sequence[Step], config: AcceleratorConfig) -> tuple[dict[byt
             check_capacity(Memory.WEIGHT, -(-len(image) // (size * lanes)), operation, config)
     word = size * lanes
     image += bytes(-len(image) % word)
-    return starts, tuple(int.from_bytes(image[i : i + word], "little") for i in range(0, len(image), word))
+    return starts, [int.from_bytes(image[i : i + word], "little") for i in range(0, len(image), word)]
 
 
 def _parameter_words(parameters: Parameters, config: AcceleratorConfig) -> list[int]:

@@ -139,6 +139,23 @@ class _Builder:
         )
         return Add(y.name, a, b, y, ma, mb, shift, *self._clamp())
 
+    def residual(self) -> Layer | None:
+        """A convolution that keeps the shape of its input, and at once the sum or product with another tensor."""
+        x = self._source()
+        same = [t for t in self.tensors if t.shape[1:] == x.shape[1:]]
+        skip = self._pick(same)
+        kernel = (1, 1) if self.rng.random() < 0.3 else (min(3, x.shape[1]), 3)
+        pads = (kernel[0] // 2, kernel[1] // 2, (kernel[0] - 1) // 2, (kernel[1] - 1) // 2)
+        inner = self._dense(x, skip.shape[0], kernel, pads, (1, 1), (1, 1), 1)
+        self.layers.append(inner)
+        self.tensors.append(inner.output)
+        y = self._tensor(skip.shape)
+        a, b = (inner.output, skip) if self.rng.random() < 0.5 else (skip, inner.output)
+        if self.rng.random() < 0.3:
+            return Mul(y.name, a, b, y, *encode(float(self.rng.uniform(0.005, 0.02))), *self._clamp())
+        (ma, mb), shift = encode_common((float(self.rng.uniform(0.2, 1)), float(self.rng.uniform(-1, -0.2))))
+        return Add(y.name, a, b, y, ma, mb, shift, *self._clamp())
+
     def mul(self) -> Layer | None:
         pair = self._pair()
         if pair is None:
@@ -273,6 +290,7 @@ KINDS: dict[str, Callable[[_Builder], Layer | None]] = {
     "global_pool": _Builder.global_pool,
     "table": _Builder.table,
     "add": _Builder.add,
+    "residual": _Builder.residual,
     "mul": _Builder.mul,
     "prelu": _Builder.prelu,
     "concat": _Builder.concat,
