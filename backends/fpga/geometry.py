@@ -58,11 +58,11 @@ class Sweep:
 
 def sweeps(start: int, stop: int, stride: int, phases: int) -> tuple[Sweep, ...]:
     """The walks that compute outputs [start, stop) of an axis."""
-    if not phases or stride % 2 == 0:
-        drop = stride >> phases
-        return (Sweep(start, 1, stop - start, drop, stride, phases),)
-    found = (Sweep(start + i, 2, len(range(start + i, stop, 2)), stride, stride, 1) for i in range(2))
-    return tuple(sweep for sweep in found if sweep.count)
+    step = 2 if phases and stride % 2 else 1
+    drop = stride * step >> phases
+    runs = ((first, len(range(first, stop, step))) for first in range(start, min(start + step, stop)))
+    # a single output drops nothing, whatever the stride
+    return tuple(Sweep(first, step, count, drop if count > 1 else 1, stride, phases) for first, count in runs)
 
 
 @dataclass(frozen=True)
