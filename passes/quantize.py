@@ -195,8 +195,8 @@ class Quantize(Rewrite):
             node = by_name.get(point.anchor)
             if node is not None and node.op_type in WEIGHTED:
                 _quantize_layer(node, self._scales[point.sources[0]], self._scales[point.name], self._config, notes)
-            if node is not None and node.op_type == "PRelu":
-                _snap_slopes(node, self._scales[point.sources[0]].scale / self._scales[point.name].scale)
+            if node is not None and point.kind is Kind.ANCHOR and len(point.sources) == 1:
+                _snap_constant(node, self._scales[point.sources[0]].scale / self._scales[point.name].scale)
         values = {value.name: value for value in [*model.graph.inputs, *_outputs(model)]}
         scalars = _Scalars(model.graph)
         for point in wanted:
@@ -340,6 +340,8 @@ def _snap_factors(
         out, sources = leader[point.name], [leader[source] for source in point.sources]
         windows = _windows(node)
         factors = [_Factor(out, (source,), math.lcm(*windows), min(windows)) for source in sources]
+        if node.op_type in ("Mul", "Div") and len(sources) == 1:
+            continue  # its constant is put on the grid instead
         if node.op_type == "Mul" and len(sources) == 2:
             factors = [_Factor(out, (sources[0], sources[1]))]
         _snap_layer(factors, shared, settled)
@@ -539,6 +541,29 @@ def _quantize_layer(node: ir.Node, source: Scale, target: Scale, config: Quantiz
     edit.set_input(node, 2, _dequantized_constant(node, "bias", made.bias, step))
     for metric, channels in (("dead_channels", made.is_dead), ("raised_channels", made.is_raised)):
         notes.metrics[metric] = notes.metrics.get(metric, 0.0) + float(channels.sum())
+
+
+def _snap_constant(node: ir.Node, factor: float) -> None:
+    """Put the constant that a PRelu, Mul or Div of one point multiplies by on the grid; the factor is s_x / s_y."""
+    if node.op_type == "PRelu":
+        _snap_slopes(node, factor)
+    elif node.op_type in ("Mul", "Div"):
+        _snap_multipliers(node, factor)
+
+
+def _snap_multipliers(node: ir.Node, factor: float) -> None:
+    """Move the constants of a Mul or Div so that each one's factor is an odd 16-bit integer over a power of two."""
+    index = next((i for i, value in enumerate(node.inputs) if edit.constant(value) is not None), None)
+    array = None if index is None else edit.constant(node.inputs[index])
+    if index is None or array is None or (node.op_type == "Div" and index == 0):
+        return
+    real = array.astype(np.float64)
+    power = -1.0 if node.op_type == "Div" else 1.0
+    safe = np.where(real == 0, 1.0, np.abs(real)) ** power * factor
+    on = np.vectorize(on_grid, otypes=[np.float64])(safe)
+    snapped = np.where(real == 0, 0.0, np.sign(real) * (on / factor) ** power)
+    value = edit.new_initializer(edit.graph_of(node), f"{node.name}_factor", snapped.astype(array.dtype))
+    edit.set_input(node, index, value)
 
 
 def _snap_slopes(node: ir.Node, factor: float) -> None:

@@ -332,6 +332,19 @@ def test_windows_of_an_average_pool(attributes: dict[str, object], windows: tupl
     assert q._windows(loaded.graph[0]) == windows
 
 
+@pytest.mark.parametrize("op", ["Mul", "Div"])
+def test_constants_for_each_channel_are_on_the_grid(op: str) -> None:
+    each = np.array([0.3, -1.7, 0.0 if op == "Mul" else 5.0]).reshape(3, 1, 1).astype(np.float32)
+    loaded = canonical([node(op, ["x", "each"], ["y"])], {"x": [1, 3, 4, 4]}, ["y"], {"each": each})
+    result, _ = quantize(loaded, every_node(loaded), samples(3, 4, 4), PLAIN)
+    snapped = result.graph.initializers["y_factor"].const_value.numpy()  # type: ignore[union-attr]
+    factor = scale_of(result, "x").scale / scale_of(result, "y").scale
+    for value in snapped.ravel():
+        if value:
+            assert_on_grid(np.array([value * factor if op == "Mul" else factor / value]))
+    np.testing.assert_allclose(snapped, each, rtol=2.0**-14)
+
+
 def test_slopes_are_on_the_grid() -> None:
     slopes = np.array([0.25, -0.3, 0.7]).reshape(3, 1, 1).astype(np.float32)
     loaded = canonical([node("PRelu", ["x", "slope"], ["y"])], {"x": [1, 3, 4, 4]}, ["y"], {"slope": slopes})
