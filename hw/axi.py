@@ -45,12 +45,18 @@ class AXI4Stream(wiring.Signature):
 
 
 def verilog_ports(component: wiring.Component) -> dict[str, tuple[Value, PortDirection]]:
-    """The ports of a component under AXI's own names: member `s_axil` gives s_axil_awaddr, not s_axil__awaddr.
+    """The ports of a component, AXI under its own names: member `s_axil` gives s_axil_awaddr, not s_axil__awaddr.
 
     For `amaranth.back.verilog.convert(component, ports=verilog_ports(component))`.
     """
+    members = component.signature.members
+    axi = {name for name in members if members[name].is_signature and isinstance(members[name].signature, _SIGNATURES)}
     ports: dict[str, tuple[Value, PortDirection]] = {}
     for path, member, value in component.signature.flatten(component):
         direction = PortDirection.Input if member.flow == In else PortDirection.Output
-        ports["_".join(map(str, path))] = (Value.cast(value), direction)
+        separator = "_" if path[0] in axi else "__"
+        ports[separator.join(map(str, path))] = (Value.cast(value), direction)
     return ports
+
+
+_SIGNATURES = (AXI4Lite, AXI4Stream)

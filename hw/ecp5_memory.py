@@ -132,7 +132,9 @@ def _block(
     low = ceil_log2(band.words)
     write = _pad(write_address[:low], low)
     read = Cat(Const(0, _ADDRESS_PINS - low), _pad(read_address[:low], low))
-    clock, one, zero = ClockSignal(), Const(1), Const(0)
+    clock = ClockSignal()
+    one = Const(1)
+    zero = Const(0)
     ports: dict[str, object] = {}
     if band.bits == 36:
         for index in range(36):

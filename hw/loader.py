@@ -87,9 +87,12 @@ class Loader(wiring.Component):
         address = Signal.like(self.load_address)
         words_left = Signal.like(self.load_count)
         beat = Signal(range(max(beats_of.values())))
-        last_beat, is_program = Signal(), self.load_memory == Memory.PROGRAM
-        gathered, write = Signal(32 * most, reset_less=True), Signal()
-        written_beat, ends_word = Signal.like(beat), Signal()
+        last_beat = Signal()
+        is_program = self.load_memory == Memory.PROGRAM
+        gathered = Signal(32 * most, reset_less=True)
+        write = Signal()
+        written_beat = Signal.like(beat)
+        ends_word = Signal()
         take = words_left.any() & self.i.tvalid
 
         with m.Switch(self.load_memory):
@@ -132,8 +135,10 @@ class Loader(wiring.Component):
     def _bytes(self, m: Module) -> tuple[Value, Value]:
         """Place the bytes of a map. Returns (ready for a beat, active)."""
         m.submodules.walker = walker = TensorWalker(self._config)
-        buffer, bytes_left = Signal(32, reset_less=True), Signal(range(_BEAT_BYTES + 1))
-        place, ready = Signal(), Signal()
+        buffer = Signal(32, reset_less=True)
+        bytes_left = Signal(range(_BEAT_BYTES + 1))
+        place = Signal()
+        ready = Signal()
         position = walker.o.payload
         m.d.comb += [
             walker.start.eq(self.start & ~self.loading & (self.load_memory == Memory.TENSOR)),

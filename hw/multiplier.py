@@ -57,7 +57,8 @@ class Multiplier(wiring.Component):
         m.d.comb += self.p.eq(delay(m, pipeline, 1, name="p"))
 
     def _ecp5(self, m: Module) -> None:
-        a, b = Signal(_operand(self.a)), Signal(_operand(self.b))
+        a = Signal(_operand(self.a))
+        b = Signal(_operand(self.b))
         product = Signal(PRODUCT_BITS)
         m.d.comb += [a.eq(self.a), b.eq(self.b), self.p.eq(product)]
         ports: dict[str, object] = {}

@@ -51,7 +51,8 @@ class Reader(wiring.Component):
         on_the_way = (self._read_latency + 2) // _BEAT_BYTES + 3
         m.submodules.walker = walker = TensorWalker(self._config)
         m.submodules.queue = queue = fifo.SyncFIFOBuffered(width=33, depth=4 * on_the_way)
-        room, sending = Signal(), Signal()
+        room = Signal()
+        sending = Signal()
         position = walker.o.payload
         m.d.sync += room.eq(queue.level <= queue.depth - on_the_way)
         m.d.comb += [
@@ -80,11 +81,15 @@ class Reader(wiring.Component):
     def _pack(self, m: Module, queue: fifo.SyncFIFOBuffered, valid: Value, last: Value, byte: Value) -> None:
         """Gather bytes into a beat and queue it."""
         # Byte select is a stage of its own.
-        selected, selected_valid, selected_last = Signal(DATA_BITS, reset_less=True), Signal(), Signal()
+        selected = Signal(DATA_BITS, reset_less=True)
+        selected_valid = Signal()
+        selected_last = Signal()
         m.d.sync += [selected.eq(byte), selected_valid.eq(valid), selected_last.eq(last)]
 
-        beat, lane = Signal(32), Signal(range(_BEAT_BYTES))
-        full, full_last = Signal(), Signal()
+        beat = Signal(32)
+        lane = Signal(range(_BEAT_BYTES))
+        full = Signal()
+        full_last = Signal()
         m.d.comb += [queue.w_data.eq(Cat(beat, full_last)), queue.w_en.eq(full)]
         m.d.sync += [full.eq(selected_valid & (selected_last | (lane == _BEAT_BYTES - 1))), full_last.eq(selected_last)]
         with m.If(selected_valid):

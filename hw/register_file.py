@@ -82,9 +82,13 @@ class RegisterFile(wiring.Component):
         error = Signal()
 
         # Writes: address and data wait for each other.
-        axil, write = self.axil, Signal()
-        address, data = Signal(ADDRESS_BITS), Signal(32)
-        strobes, have_address, have_data = Signal(4), Signal(), Signal()
+        axil = self.axil
+        write = Signal()
+        address = Signal(ADDRESS_BITS)
+        data = Signal(32)
+        strobes = Signal(4)
+        have_address = Signal()
+        have_data = Signal()
         m.d.comb += [
             axil.awready.eq(~have_address),
             axil.wready.eq(~have_data),
@@ -128,7 +132,9 @@ class RegisterFile(wiring.Component):
 
     def _reads(self, m: Module, writable: dict[int, Value], error: Value) -> None:
         axil = self.axil
-        address, have_address, value = Signal(ADDRESS_BITS), Signal(), Signal(32)
+        address = Signal(ADDRESS_BITS)
+        have_address = Signal()
+        value = Signal(32)
         status = Signal(len(StatusBit))
         m.d.comb += [
             axil.arready.eq(~have_address & ~axil.rvalid),

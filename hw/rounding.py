@@ -69,7 +69,8 @@ class RoundShift(wiring.Component):
         shift = delay(m, shift, 1, name="shift_fine")
 
         # Stage 4: saturate, decide the rounding.
-        quotient, round_up = Signal(signed(_SATURATED_BITS), reset_less=True), Signal(reset_less=True)
+        quotient = Signal(signed(_SATURATED_BITS), reset_less=True)
+        round_up = Signal(reset_less=True)
         half, odd = fine[0], fine[1]
         m.d.sync += [
             quotient.eq(_saturate(fine[1:].as_signed(), _SATURATED_BITS)),

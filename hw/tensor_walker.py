@@ -67,18 +67,24 @@ class TensorWalker(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m, config, shape = Module(), self._config, self.descriptor
-        advance, walking, staged = Signal(), Signal(), Signal()
+        advance = Signal()
+        walking = Signal()
+        staged = Signal()
         m.d.comb += [
             advance.eq(~self.o.valid | self.o.ready),
             self.busy.eq(walking | staged | self.o.valid),
         ]
 
         # Counters.
-        x, y = Signal(config.coordinate_bits), Signal(config.coordinate_bits)
-        channel, row_offset = Signal(CHANNEL_BITS), Signal(config.address_bits)
+        x = Signal(config.coordinate_bits)
+        y = Signal(config.coordinate_bits)
+        channel = Signal(CHANNEL_BITS)
+        row_offset = Signal(config.address_bits)
         words = [Signal(config.address_bits, name=f"word{phase}") for phase in range(PHASES)]
         bytes_ = [Signal(range(config.rows), name=f"byte{phase}") for phase in range(PHASES)]
-        last_x, last_y, last_channel = Signal(), Signal(), Signal()
+        last_x = Signal()
+        last_y = Signal()
+        last_channel = Signal()
         m.d.comb += [
             last_x.eq(x + 1 == shape.width),
             last_y.eq(y + 1 == shape.height),
@@ -124,8 +130,10 @@ class TensorWalker(wiring.Component):
         """Two adders, one stage each: row + column, then channel."""
         px, py = self.descriptor.phases[0], self.descriptor.phases[1]
         phase = Cat(x[0] & px, y[0] & py)
-        within, word = Signal(self._config.address_bits), Signal(self._config.address_bits)
-        byte, last_staged = Signal(range(self._config.rows)), Signal()
+        within = Signal(self._config.address_bits)
+        word = Signal(self._config.address_bits)
+        byte = Signal(range(self._config.rows))
+        last_staged = Signal()
         position = self.o.payload
         with m.If(advance):
             m.d.sync += [
