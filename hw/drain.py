@@ -1,6 +1,6 @@
 """From finished accumulators to words in memory: hold, requantize, second operand, table, write."""
 
-from amaranth import Cat, Module, Mux, Signal, signed
+from amaranth import Cat, EnableInserter, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -168,7 +168,9 @@ class Drain(wiring.Component):
             byte = operands[0].word_select(row, DATA_BITS).as_signed()
             value = Signal(signed(MULTIPLIER_BITS), name=f"second{row}")
             m.d.comb += value.eq(Mux(back.elementwise == Elementwise.PRELU, slopes[row], byte))
-            second.append(delay(m, value, Requantize.LATENCY, name=f"second{row}"))
+            # Only an instruction with a second operand moves these registers.
+            with m.If(back.elementwise != Elementwise.NONE):
+                second.append(delay(m, value, Requantize.LATENCY, name=f"second{row}"))
         return second
 
     def _requantize(
@@ -190,12 +192,15 @@ class Drain(wiring.Component):
                 m.d.sync += sums[row].eq(Mux(fresh, 0, sums[row]) + lanes)
         m.d.sync += [reduced.eq(last_cycle & back.reduce), reduced_end.eq(last_cycle & back.reduce & block_end)]
 
+        # An idle unit stands still: that saves power, and most of the time of a simulation.
+        active = _in_flight(m, draining | reduced, Requantize.LATENCY)
         requantizers = []
         for port in range(config.drain_lanes):
             valid = draining & ~back.reduce & (~one_lane if port else 1)
             units = []
             for row in range(config.rows):
-                m.submodules[f"requantize{port}_{row}"] = unit = Requantize(config)
+                unit = Requantize(config)
+                m.submodules[f"requantize{port}_{row}"] = EnableInserter(active)(unit)
                 m.d.comb += [
                     unit.i_valid.eq(valid | reduced if port == 0 else valid),
                     unit.acc.eq(Mux(back.reduce, sums[row], held[port][row]) if port == 0 else held[port][row]),
@@ -219,9 +224,11 @@ class Drain(wiring.Component):
         config = self._config
         long = Signal()
         m.d.comb += long.eq((back.elementwise != Elementwise.NONE) | back.use_table)
+        active = _in_flight(m, requantizers[0][0].o_valid & long, ElementwiseUnit.LATENCY)
         finished = []
         for row, unit in enumerate(requantizers[0]):
-            m.submodules[f"elementwise{row}"] = elementwise = ElementwiseUnit(config)
+            elementwise = ElementwiseUnit(config)
+            m.submodules[f"elementwise{row}"] = EnableInserter(active)(elementwise)
             m.submodules[f"table{row}"] = table = Table(config)
             m.d.comb += [
                 elementwise.i_valid.eq(unit.o_valid & long),
@@ -275,3 +282,11 @@ class Drain(wiring.Component):
                 port.data.eq(word),
             ]
             m.d.comb += port.mask.eq((1 << config.rows) - 1)
+
+
+def _in_flight(m: Module, valid: Value, latency: int) -> Signal:
+    """Something valid is in a pipeline of this latency, or enters it."""
+    passed, active = Signal(latency), Signal()
+    m.d.sync += passed.eq(Cat(valid, passed))
+    m.d.comb += active.eq(valid | passed.any())
+    return active
