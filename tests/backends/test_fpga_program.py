@@ -93,7 +93,8 @@ def test_row_tiles_give_identical_integers() -> None:
     whole = build_program(graph, SHAPES["8x2"])
     tiles = build_program(graph, SHAPES["8x2"], Options(tile_rows=-(-height // 2)))
     assert len(tiles.instructions) == 2 * len(whole.instructions)
-    assert np.array_equal(*(run_program(p, inputs)[graph.outputs[0].name] for p in (whole, tiles)))
+    one, two = (run_program(program, inputs)[graph.outputs[0].name] for program in (whole, tiles))
+    assert np.array_equal(one, two)
 
 
 def test_the_same_graph_gives_the_same_program() -> None:

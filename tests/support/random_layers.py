@@ -222,7 +222,7 @@ class _Builder:
         weights = self.rng.integers(-127, 128, (outputs, x.shape[0] // groups, *kernel)).astype(np.int8)
         weights[self.rng.random(weights.shape) < self._pick([0.0, 0.5, 0.9])] = 0
         if self.rng.random() < 0.3:
-            weights[: 8 * (outputs // 8), self.rng.random(weights.shape[1]) < 0.5] = 0
+            weights[: self._pick([outputs, 8 * (outputs // 8)]), self.rng.random(weights.shape[1]) < 0.5] = 0
         flat = weights.astype(np.float64).reshape(outputs, -1)
         spread = np.sqrt((flat**2).sum(axis=1)) * 74 + 1
         exact = -x.zero_point * flat.sum(axis=1).astype(np.int64)
