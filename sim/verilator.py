@@ -30,7 +30,7 @@ MAKEFLAGS = {
     "CFG_LDLIBS_THREADS": "-pthread",
 }
 
-ZERO_WORD = re.compile(r"^ *\S+\[\d+\] = \d+'[bdh]0+;\n", re.MULTILINE)
+ZERO_MEMORY = re.compile(r"^ *initial begin\n(?: *\S+\[\d+\] = \d+'[bdh]0+;\n)+ *end\n", re.MULTILINE)
 REGISTER_VALUE = re.compile(r"^( *reg (?:signed )?(?:\[\d+:\d+\] )?\S+ ?) = \d+'[bdh][0-9a-f]+;$", re.MULTILINE)
 
 Progress = Callable[[str], None]
@@ -159,11 +159,11 @@ def cocotb_test(
 
 
 def strip_initial_values(verilog: str, *, registers: bool = False) -> str:
-    """Remove the zeros that yosys writes into each memory, word by word, and on request all register values.
+    """Remove the zeros that yosys writes into an empty memory, word by word, and on request all register values.
 
     Verilator starts at zero what has no value, and builds much faster without tens of thousands of assignments.
     """
-    text = ZERO_WORD.sub("", verilog)
+    text = ZERO_MEMORY.sub("", verilog)
     return REGISTER_VALUE.sub(r"\1;", text) if registers else text
 
 
