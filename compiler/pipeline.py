@@ -19,8 +19,9 @@ from compiler.report import CompileReport, HostNode, ModelFacts, PassRow, to_jso
 from compiler.report_html import to_html
 from compiler.targets import Plan, Target
 from compiler.version import VERSION
-from passes.base import PassReport
+from passes.base import PassReport, run
 from passes.quantize import QuantizeConfig, quantize
+from passes.remove_dead_channels import RemoveDeadChannels
 
 Progress = Callable[[str, int, int], None]
 
@@ -39,7 +40,7 @@ class CompileOptions:
         array: (pixels, rows) of the array.
         memory: Sizes that differ from the array's default, by name; see targets.MEMORIES.
         input_shapes: Static shapes of dynamic inputs.
-        dense: Keep zero weights.
+        dense: Keep zero weights and channels that do not depend on the input.
         calibration: Sample file; None makes synthetic samples, with a warning.
         scale, mean: Preprocessing, x = (sample - mean) * scale.
         verify: Simulate the result.
@@ -120,7 +121,7 @@ def prepare(path: Path, options: CompileOptions, progress: Progress, *, is_check
     """From the file to integer layers."""
     try:
         progress("import", 0, 0)
-        imported = import_model(path, options.input_shapes)
+        imported = _without_dead_channels(import_model(path, options.input_shapes), options)
         cut = partition(imported.model)
         samples = _samples(imported.model, options, is_check)
         config = QuantizeConfig(equalize=None, correct_bias=False) if is_check else QuantizeConfig()
@@ -132,6 +133,11 @@ def prepare(path: Path, options: CompileOptions, progress: Progress, *, is_check
             error.add_note(f"in {path.name}")
         raise
     return Network(imported, samples, quantized, lowered, (*imported.reports, report))
+
+
+def _without_dead_channels(imported: Imported, options: CompileOptions) -> Imported:
+    reports = [] if options.dense else run([RemoveDeadChannels()], imported.model)
+    return replace(imported, reports=(*imported.reports, *reports))
 
 
 def _samples(model: ir.Model, options: CompileOptions, is_check: bool) -> Samples:
