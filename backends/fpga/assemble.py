@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.base import DoesNotFitError
-from backends.fpga.schedule import Parameters, Step, Tap
+from backends.fpga.steps import Parameters, Step, Tap
 from backends.fpga.streams import Stream
 from hw.config import AcceleratorConfig
 from hw.isa import Memory, block_layout, channel_layout, instruction_layout, memory_shape, tap_layout

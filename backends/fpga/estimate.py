@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from backends.base import Estimate
 from backends.fpga.program import Plan
-from backends.layers import Conv, LayerGraph, macs
+from backends.layers import macs
 from hw.config import AcceleratorConfig
 from hw.timing import program_cycles
 
@@ -64,11 +64,6 @@ def estimate(plan: Plan, config: AcceleratorConfig) -> Estimate:
         cycles=program_cycles(config, [step.cycles for step in steps]) if steps else 0,
         multipliers=multipliers(config),
     )
-
-
-def dense_weight_bytes(graph: LayerGraph) -> int:
-    """int8 weights before zero blocks are left out."""
-    return sum(int(layer.weights.size) for layer in graph.layers if isinstance(layer, Conv))
 
 
 def multipliers(config: AcceleratorConfig) -> int:

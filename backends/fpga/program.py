@@ -8,7 +8,8 @@ from backends.fpga.allocate import allocate, peak_words
 from backends.fpga.assemble import assemble
 from backends.fpga.fold import Operation, flatten_inputs, fold
 from backends.fpga.layout import Layouts, plan
-from backends.fpga.schedule import Options, Step, schedule
+from backends.fpga.schedule import Options, schedule
+from backends.fpga.steps import Step
 from backends.layers import LayerGraph
 from hw.config import AcceleratorConfig
 from sim.program import InstructionInfo, LayerInfo, Program

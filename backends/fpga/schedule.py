@@ -1,4 +1,4 @@
-"""Third phase: operations to steps. A step is one instruction whose tensors have no address yet."""
+"""Third phase: operations to steps."""
 
 from __future__ import annotations
 
@@ -12,76 +12,23 @@ from backends.base import DoesNotFitError
 from backends.fpga.fold import Operation, is_whole_map
 from backends.fpga.geometry import Affine, Walk, conflicts, fit, sweeps
 from backends.fpga.layout import MapLayout, grid_of, offsets, strides_of
+from backends.fpga.steps import Parameters, Step, Tap, post_fields
 from backends.fpga.streams import (
     Stream,
-    TapWeights,
     dense_streams,
     depthwise_streams,
-    encode,
+    one_hot_streams,
     ones_stream,
     wide_streams,
+    without_empty_taps,
 )
-from backends.layers import Add, AveragePool, Concat, Conv, MaxPool, Mul, Pad, Pair, PRelu, Resize, Tensor
+from backends.layers import AveragePool, Concat, Conv, MaxPool, Pad, Pair, PRelu, Resize, Tensor
 from hw.config import AcceleratorConfig
-from hw.isa import Elementwise, Mode
+from hw.isa import Mode
 from hw.timing import instruction_cycles
 
-INT8 = (-128, 127)
 STEP_LIMIT = 15
 """Largest `out_step`, `drop_x` and `drop_y`."""
-
-
-@dataclass(frozen=True)
-class Tap:
-    """A tap before addresses: `offset` words from the base of `tensor`; see hw.isa for the rest."""
-
-    tensor: str
-    offset: int
-    channel: int
-    x: Pair
-    y: Pair
-
-
-@dataclass(frozen=True, eq=False)
-class Parameters:
-    """Requantization of each channel, int64 [channels] each; PRELU adds slopes.
-
-    A single channel stands for all channels of the step.
-    """
-
-    multiplier: NDArray[np.int64]
-    shift: NDArray[np.int64]
-    offset: NDArray[np.int64]
-    slope: NDArray[np.int64] | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    """One instruction without addresses.
-
-    Attributes:
-        operation: Name of the operation that it belongs to.
-        fields: Instruction fields that need no address.
-        source: Tensor that `in_base` points at.
-        target: (tensor, word offset) of the first result.
-        operand: (tensor, word offset) of the second operand.
-        taps: In the order of the streams.
-        streams: For each block of output channels, or one for all of them.
-        parameters: For each output channel, or one channel for all.
-        table: int8 [256], or None.
-        cycles: Exact length.
-    """
-
-    operation: str
-    fields: Mapping[str, int]
-    source: str
-    target: tuple[str, int]
-    taps: tuple[Tap, ...]
-    streams: tuple[Stream, ...]
-    parameters: Parameters
-    operand: tuple[str, int] | None = None
-    table: NDArray[np.int8] | None = None
-    cycles: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,7 +97,7 @@ class _Scheduler:
     post: Mapping[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "post", _post_fields(self.operation))
+        object.__setattr__(self, "post", post_fields(self.operation))
 
     @property
     def output(self) -> MapLayout:
@@ -196,7 +143,7 @@ class _Scheduler:
             streams = depthwise_streams(layer.weights.reshape(len(layer.weights), -1), config.rows)
             taps = tuple(range(layer.weights[0].size))
             if not self.options.dense:
-                streams, taps = _without_empty_taps(streams)
+                streams, taps = without_empty_taps(streams)
         else:
             streams, taps = dense_streams(layer, config.rows, keep_zeros=self.options.dense)
         r = layer.requantize
@@ -286,7 +233,7 @@ class _Scheduler:
         return _Kernel(
             Mode.CONV,
             tuple((part, 0, 0) for part in layer.parts),
-            _one_hot_streams(sizes, self.config.rows),
+            one_hot_streams(sizes, self.config.rows),
             Parameters(*scale),
             zero_point=layer.output.zero_point,
             channels=sum(sizes),
@@ -504,33 +451,6 @@ class _Scheduler:
         return Parameters(*(np.broadcast_to(v, shape) for v in (multiplier, shift, offset, slope)))
 
 
-def _post_fields(operation: Operation) -> dict[str, int]:
-    """Instruction fields of the elementwise operation and the table."""
-    fields = {"use_table": int(operation.table is not None), "elementwise": int(Elementwise.NONE)}
-    layer, first = operation.pointwise, operation.result
-    if layer is None:
-        return fields
-    second = operation.operand
-    fields |= {
-        "shift": layer.shift,
-        "zero_point_a": first.zero_point,
-        "zero_point_b": 0 if second is None else second.zero_point,
-        "zero_point_y": layer.output.zero_point,
-        "low_y": INT8[0] if isinstance(layer, PRelu) else layer.low,
-        "high_y": INT8[1] if isinstance(layer, PRelu) else layer.high,
-        "operand_broadcast": int(operation.broadcast),
-    }
-    match layer:
-        case Add():
-            a, b = layer.multiplier_a, layer.multiplier_b
-            a, b = (b, a) if operation.swapped else (a, b)
-            return fields | {"elementwise": int(Elementwise.ADD), "multiplier_a": a, "multiplier_b": b}
-        case Mul():
-            return fields | {"elementwise": int(Elementwise.MUL), "multiplier_b": layer.multiplier}
-        case PRelu():
-            return fields | {"elementwise": int(Elementwise.PRELU), "multiplier_a": layer.multiplier}
-
-
 def _writer_fields(y: Affine, x: Affine) -> dict[str, int]:
     return {
         "out_phase_y": y.phases,
@@ -569,31 +489,8 @@ def _extended(parameters: Parameters, channels: int) -> Parameters:
     )
 
 
-def _without_empty_taps(streams: tuple[Stream, ...]) -> tuple[tuple[Stream, ...], tuple[int, ...]]:
-    """Depthwise streams without the taps that are zero in every channel, and the taps that remain."""
-    used = np.any([stream.weights.any(axis=(1, 2)) for stream in streams], axis=0)
-    used[0] |= not used.any()
-    kept = tuple(Stream(s.weights[used], s.delta[used], s.end_tap[used]) for s in streams)
-    return kept, tuple(np.flatnonzero(used).tolist())
-
-
 def _parts_aligned(layer: Concat, rows: int) -> bool:
     return all(part.shape[0] % rows == 0 for part in layer.parts[:-1])
-
-
-def _one_hot_streams(sizes: list[int], rows: int) -> tuple[Stream, ...]:
-    """Output channel i is channel i of the parts in a row: for each block, the taps (parts) that it meets."""
-    first = np.cumsum([0, *sizes])
-    streams = []
-    for block in range(0, sum(sizes), rows):
-        taps = []
-        for start, stop in zip(first[:-1], first[1:], strict=True):
-            outputs = np.arange(max(start, block), min(stop, block + rows))
-            weights = np.zeros((len(outputs), 1, rows), np.int8)
-            weights[np.arange(len(outputs)), 0, outputs - block] = 1
-            taps.append(TapWeights(outputs - start, weights))
-        streams.append(encode(taps))
-    return tuple(streams)
 
 
 def _pixel_runs(layout: MapLayout, pixels: int) -> list[Pair]:

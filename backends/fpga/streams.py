@@ -130,6 +130,29 @@ def wide_streams(layer: Conv, rows: int, lanes: int, *, keep_zeros: bool) -> tup
     return tuple(encode([block[t] for t in taps]) for block in blocks), taps
 
 
+def one_hot_streams(sizes: list[int], rows: int) -> tuple[Stream, ...]:
+    """Output channel i is channel i of the parts in a row: for each block, the taps (parts) that it meets."""
+    first = np.cumsum([0, *sizes])
+    streams = []
+    for block in range(0, sum(sizes), rows):
+        taps = []
+        for start, stop in zip(first[:-1], first[1:], strict=True):
+            outputs = np.arange(max(start, block), min(stop, block + rows))
+            weights = np.zeros((len(outputs), 1, rows), np.int8)
+            weights[np.arange(len(outputs)), 0, outputs - block] = 1
+            taps.append(TapWeights(outputs - start, weights))
+        streams.append(encode(taps))
+    return tuple(streams)
+
+
+def without_empty_taps(streams: tuple[Stream, ...]) -> tuple[tuple[Stream, ...], tuple[int, ...]]:
+    """Depthwise streams without the taps that are zero in every channel, and the taps that remain."""
+    used = np.any([stream.weights.any(axis=(1, 2)) for stream in streams], axis=0)
+    used[0] |= not used.any()
+    kept = tuple(Stream(s.weights[used], s.delta[used], s.end_tap[used]) for s in streams)
+    return kept, tuple(np.flatnonzero(used).tolist())
+
+
 def _block_taps(layer: Conv, first: int, rows: int, keep_zeros: bool) -> list[TapWeights]:
     """Weights of output channels [first, first + Q), tap by tap."""
     per_group_in = layer.weights.shape[1]

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from backends.base import DoesNotFitError
 from backends.fpga.program import build_program, make_plan
 from backends.fpga.schedule import Options
-from backends.layers import LayerGraph
+from backends.layers import LayerGraph, MaxPool, Tensor
 from backends.reference import interpreter
 from hw.config import AcceleratorConfig
 from hw.isa import Memory
@@ -100,3 +101,23 @@ def test_row_tiles_give_identical_integers() -> None:
 def test_the_same_graph_gives_the_same_program() -> None:
     graph = random_graph(5, 6)
     assert build_program(graph, SHAPES["16x8"]) == build_program(graph, SHAPES["16x8"])
+
+
+def test_maps_taller_than_coordinates_are_computed_in_tiles() -> None:
+    config = replace(SHAPES["4x4"], coordinate_bits=4)
+    x = Tensor("x", (3, 40, 13), 1.0, 5)
+    y = Tensor("y", (3, 40, 13), 1.0, 0)
+    layer = MaxPool("pool", x, y, (3, 3), pads=(1, 1, 1, 1))
+    graph = LayerGraph("g", (x,), (y,), (layer,))
+    assert len(build_program(graph, config).instructions) == 3
+    assert differences(graph, config, 0, Options())[0] == []
+
+
+def test_a_map_wider_than_coordinates_is_refused() -> None:
+    x, y = Tensor("x", (3, 4, 20), 1.0, 5), Tensor("y", (3, 4, 20), 1.0, 5)
+    graph = LayerGraph("g", (x,), (y,), (MaxPool("pool", x, y, (1, 1)),))
+    with pytest.raises(
+        DoesNotFitError, match="layer 'pool': needs pitch of 20, the accelerator counts to 15"
+    ) as caught:
+        build_program(graph, replace(SHAPES["4x4"], coordinate_bits=4))
+    assert caught.value.__notes__ == ["remedy: generate the accelerator with coordinate_bits=5"]
