@@ -169,6 +169,7 @@ def describe(
         target=facts,
         calibration=_calibration_facts(samples, options),
         macs=estimate.macs,
+        source_macs=_source_macs(network, estimate.macs),
         cycles=estimate.cycles,
         multipliers=estimate.multipliers,
         utilisation=utilisation(estimate.macs, estimate.cycles, facts.macs_per_cycle),
@@ -183,6 +184,12 @@ def describe(
         warnings=() if is_check else samples.warnings,
         tools=doctor.tool_versions(),
     )
+
+
+def _source_macs(network: Network, macs: int) -> int:
+    """Before channels were removed; the removal counts every Conv and Gemm, on the host too."""
+    counted = next((p.metrics for p in network.passes if p.name == RemoveDeadChannels.name and p.changed), None)
+    return macs if counted is None else macs + int(counted["macs_before"] - counted["macs_after"])
 
 
 def _model_facts(network: Network, is_check: bool) -> ModelFacts:

@@ -172,7 +172,8 @@ class CompileReport:
     """Everything worth knowing about one compile; see docs/report.md.
 
     Attributes:
-        macs: Dense multiply-accumulates of one inference on the accelerator.
+        macs: Dense multiply-accumulates of one inference on the accelerator, without channels that were removed.
+        source_macs: The same before channels that do not depend on the input were removed.
         cycles: From the start register to done, weights resident; exact.
         multipliers: Hardware multipliers of the whole accelerator.
         utilisation: macs / (cycles * macs per cycle).
@@ -185,6 +186,7 @@ class CompileReport:
     target: TargetFacts
     calibration: Mapping[str, object]
     macs: int
+    source_macs: int
     cycles: int | None
     multipliers: int | None
     utilisation: float | None
@@ -300,10 +302,9 @@ def _summary(report: CompileReport) -> Table:
 
 def summary(report: CompileReport) -> list[tuple[str, str]]:
     """The figures of one inference as label and text; terminal and HTML show the same."""
-    lines = [
-        ("MACs", f"{report.macs:,}"),
-        ("weights", f"{report.weight_bytes:,} bytes, {report.stored_weight_bytes:,} as stored"),
-    ]
+    before = f", {report.source_macs:,} with dead channels" if report.source_macs != report.macs else ""
+    stored = f"{report.weight_bytes:,} bytes, {report.stored_weight_bytes:,} as stored"
+    lines = [("MACs", f"{report.macs:,}{before}"), ("weights", stored)]
     if report.cycles is not None:
         use = f" ({percent(report.utilisation)} of {report.target.macs_per_cycle} MACs per cycle)"
         lines.append(("cycles", f"{report.cycles:,}{use if report.utilisation else ''}"))

@@ -13,6 +13,7 @@ from backends.fpga import program as fpga_program
 from backends.fpga.backend import FpgaBackend
 from backends.fpga.emit import emit
 from backends.fpga.estimate import estimate, operation_costs
+from backends.fpga.host.emit import emit_host
 from backends.fpga.schedule import Options
 from backends.layers import LayerGraph, macs
 from compiler import costs
@@ -172,6 +173,9 @@ class FpgaPlan:
 
     def build(self, folder: Path) -> None:
         emit(self._placed, folder)
+        graph = self.planned.graph
+        scales = {tensor.name: (tensor.scale, tensor.zero_point) for tensor in (*graph.inputs, *graph.outputs)}
+        emit_host(self._placed, folder, scales)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ REPORT = CompileReport(
     target=TargetFacts("fpga", "8x2", 16, {"pixels": 8}, "0x1"),
     calibration={"source": "c.npz", "samples": 3},
     macs=1024,
+    source_macs=2048,
     cycles=115,
     multipliers=23,
     utilisation=0.56,
@@ -126,7 +127,7 @@ def test_terminal_shows_names_that_look_like_markup() -> None:
     stream = StringIO()
     report.show(REPORT, Console(file=stream, width=160))
     shown = stream.getvalue()
-    for text in ("conv[1]", "<pool>", "host (tail): softmax (Softmax)", "warning: watch <out>", "115 (56 %"):
+    for text in ("conv[1]", "<pool>", "host (tail): softmax (Softmax)", "warning: watch <out>", "115 (56 %", "2,048 with dead channels"):
         assert text in shown
 
 
