@@ -18,6 +18,7 @@ from compiler.importer import import_model
 from compiler.lowering import Lowered, lower
 from compiler.partition import partition
 from passes.quantize import quantize
+from passes.remove_dead_channels import RemoveDeadChannels
 
 Floats = NDArray[np.float32]
 _BATCH = 50
@@ -50,7 +51,7 @@ class Integers:
 
 
 def integers(network: Network) -> Integers:
-    """Import, cut, quantize on the calibration samples, lower: what `edgec compile` does before it builds."""
+    """Import, remove dead channels, cut, quantize, lower: what `edgec compile` does before it builds."""
     return _integers(network.key)
 
 
@@ -58,6 +59,7 @@ def integers(network: Network) -> Integers:
 def _integers(key: str) -> Integers:
     network = next(network for network in MLPERF_TINY if network.key == key)
     model = import_model(network.path).model
+    RemoveDeadChannels()(model)
     cut = partition(model)
     name = str(model.graph.inputs[0].name)
     quantized, _ = quantize(model, cut.nodes, {name: network.calibration.read()})

@@ -356,14 +356,20 @@ def per_output(node: ir.Node, vector: Vector) -> Vector:
 
 def _elementwise(node: ir.Node, known: Known) -> Channels:
     sources = [known[value] for value in dynamic(node)]
-    doubt = np.sum([source.doubt for source in sources], axis=0)
-    if is_op(node, "Mul"):
+    result = _at_corners(node, sources)
+    if not is_op(node, "Mul"):
+        return result
+    for source in sources:
         # What 0 is multiplied with need not be known.
-        for source in sources:
-            is_zero = source.is_constant & (source.low == 0)
-            if is_zero.any():
-                zeros = np.where(is_zero, 0.0, np.inf)
-                return _checked(-zeros, zeros, np.where(is_zero, source.doubt, 0.0))
+        is_zero = source.is_constant & (source.low == 0)
+        fields = zip(_fields(source), _fields(result), strict=True)
+        result = Channels(*(np.where(is_zero, zero, other) for zero, other in fields))
+    return result
+
+
+def _at_corners(node: ir.Node, sources: list[Channels]) -> Channels:
+    """The result where every operand is fixed, from the smallest and largest value of each."""
+    doubt = np.sum([source.doubt for source in sources], axis=0)
     is_fixed = np.logical_and.reduce([source.is_fixed for source in sources])
     if node.op_type not in _GENTLE or _is_weighted(node):
         is_fixed &= doubt == 0
