@@ -180,7 +180,7 @@ def describe(
         memory=costs.memory_uses(program) if program else (),
         activation_map=costs.activation_map(graph, plan.steps, program) if program else (),
         accuracy=accuracy,
-        passes=tuple(PassRow(p.name, len(p.changed), p.skipped, p.metrics) for p in network.passes),
+        passes=tuple(PassRow(p.name, len(p.changed), dict(p.skipped), dict(p.metrics)) for p in network.passes),
         warnings=() if is_check else samples.warnings,
         tools=doctor.tool_versions(),
     )
