@@ -34,7 +34,7 @@ ROWS: dict[str, Row] = {
     "bundled": verification.bundled,
     "compile-time": cycles.compile_times,
     "simulation": simulation.figures,
-    "zoo": lambda workshop: zoo.figures(),
+    "zoo": zoo.figures,
     "random": random_networks.figures,
     "synthesis": synthesis.figures,
 }
@@ -54,7 +54,8 @@ def main(only: tuple[str, ...], json_path: Path | None, work: Path | None, quick
         folder = work or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         figures = _measure(only or tuple(ROWS), Workshop(folder, quick=quick))
-    print_table(figures, Console())
+    console = Console()
+    print_table(figures, console if console.is_terminal else Console(width=200))
     if json_path:
         write_json(figures, json_path)
     if strict and any(figure.fails for figure in figures):

@@ -90,7 +90,7 @@ class Workshop:
         """A data file of float samples `x`, and labels where given."""
         path = self.folder / f"{name}.npz"
         if not path.exists():
-            np.savez(path, x=x, **others)
+            np.savez(path, **{"x": x, **others})  # type: ignore[arg-type]
         return path
 
 

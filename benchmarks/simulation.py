@@ -38,7 +38,7 @@ def figures(workshop: Workshop) -> Iterator[Figure]:
         accelerator.load_program(program)
         for _ in range(_INFERENCES):
             infer(accelerator, program, inputs)
-        cycles = harness.cycles()
+        cycles = harness.cycles
     seconds = _children_cpu() - spent
     note = f"{_INFERENCES} inferences of ResNet-8 with their transfers, {cycles:,} cycles, {seconds:.1f} CPU-seconds"
     yield Figure(ROW, what, cycles / seconds, "", bar, aim, anchor, note)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 from benchmarks.artefacts import ROOT, Compiled, Ran, Workshop, edgec
 from benchmarks.figures import Figure, at_most
@@ -26,7 +27,14 @@ def figures(workshop: Workshop) -> Iterator[Figure]:
 def bundled(workshop: Workshop) -> Iterator[Figure]:
     """Wall seconds of a compile with its short verify, caches empty and then filled."""
     examples = ROOT / "examples"
-    command = ["compile", examples / "digits_cnn.onnx", "--calib", examples / "digits_calib.npz", "--target", "fpga"]
+    command: list[str | Path] = [
+        "compile",
+        examples / "digits_cnn.onnx",
+        "--calib",
+        examples / "digits_calib.npz",
+        "--target",
+        "fpga",
+    ]
     cache = {"EDGEC_CACHE": str(workshop.folder / "cache")}
     for name, bar, aim in (("first time", 180.0, 90.0), ("warm", 30.0, 10.0)):
         ran = edgec(*command, "-o", workshop.folder / "bundled", environment=cache)
