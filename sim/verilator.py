@@ -21,6 +21,7 @@ HARNESS_SOURCE = Path(__file__).with_name("harness.cpp")
 OBJECT_CACHE = Path(__file__).with_name("object_cache.py")
 TOP = "accelerator"
 JOBS = 2
+KEPT_BUILDS = 200
 
 MAKEFLAGS = {
     # The makefiles of the PyPI wheel name the machine that built the wheel and lack these.
@@ -246,11 +247,12 @@ def _cached(name: str, build: Callable[[Path], None], progress: Progress | None)
     One build runs at a time: a second would only compete for the same processors and memory.
     """
     folder = cache_folder() / name
-    if folder.exists():
+    if _used(folder):
         return folder
     with _build_lock():
-        if folder.exists():  # another process built it meanwhile
+        if _used(folder):  # another process built it meanwhile
             return folder
+        _tidy()
         if progress:
             progress(f"building the simulation model {name} with Verilator")
         with tempfile.TemporaryDirectory(prefix="build-", dir=cache_folder()) as temporary:
@@ -259,6 +261,24 @@ def _cached(name: str, build: Callable[[Path], None], progress: Progress | None)
             build(made)
             made.rename(folder)
     return folder
+
+
+def _used(folder: Path) -> bool:
+    """Whether a build exists; marks it as recently used."""
+    try:
+        os.utime(folder)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _tidy() -> None:
+    """Remove what killed builds left, and the builds that were not used for longest. Needs the lock."""
+    for stale in cache_folder().glob("build-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    builds = [path for pattern in ("harness-*", "cocotb-*") for path in cache_folder().glob(pattern)]
+    for old in sorted(builds, key=lambda path: path.stat().st_mtime, reverse=True)[KEPT_BUILDS:]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Builds, their cache, and cocotb runs."""
 
+import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -70,6 +71,16 @@ def test_build_is_cached_by_content(empty_cache: Path) -> None:
     assert build_harness(text + "// another\n", progress=lines.append) != first
     assert len(lines) == 2
     assert first.is_relative_to(empty_cache)
+
+
+def test_cache_keeps_what_was_used_last(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verilator, "KEPT_BUILDS", 2)
+    cache = empty_cache / "verilator"
+    for age, name in enumerate(("build-killed", "harness-new", "cocotb-old", "cocotb-older")):
+        (cache / name).mkdir(parents=True)
+        os.utime(cache / name, (1e9 - age, 1e9 - age))
+    built = build_harness(HERE / "toy.v").parent.name
+    assert {path.name for path in cache.iterdir()} == {"harness-new", "cocotb-old", built, "lock", "objects"}
 
 
 def test_parallel_requests_build_once(empty_cache: Path) -> None:
