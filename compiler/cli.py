@@ -29,6 +29,7 @@ OK, DIFFERS, USAGE, MODEL, PASS, TARGET, TOOL, INTERNAL, INTERRUPTED = 0, 1, 2, 
 
 EXIT_CODES = {
     "CycleError": DIFFERS,
+    "MisbehaviourError": DIFFERS,
     "ArtefactError": USAGE,
     "ConfigError": USAGE,
     "ProgramError": USAGE,
@@ -36,13 +37,13 @@ EXIT_CODES = {
     "ModelError": MODEL,
     "CalibrationError": MODEL,
     "StatisticsError": MODEL,
+    "HostError": MODEL,
     "PassError": PASS,
     "PreconditionError": PASS,
     "PostconditionError": PASS,
     "InvariantError": PASS,
     "UnsupportedOpError": TARGET,
     "DoesNotFitError": TARGET,
-    "BackendError": TARGET,
     "ToolNotFound": TOOL,
     "SimError": TOOL,
 }
@@ -150,7 +151,7 @@ def _fraction(text: str) -> float:
 
 
 class Memory(click.ParamType):
-    """`1M`, or `activations=1M,weights=512K,instructions=256`."""
+    """`1M` (or `1MiB`), or `activations=1M,weights=512K,instructions=256`."""
 
     name = "SIZES"
     _SUFFIX = {"K": 1 << 10, "M": 1 << 20}
@@ -161,6 +162,7 @@ class Memory(click.ParamType):
         sizes = {}
         for part in str(value).split(","):
             name, _, size = part.rpartition("=")
+            size = size.removesuffix("B").removesuffix("i")
             factor = self._SUFFIX.get(size[-1:].upper(), 1)
             digits = size[:-1] if factor > 1 else size
             if not digits.isdecimal():
