@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -68,23 +68,48 @@ class CorrectBias(Rewrite):
 
     def rewrite(self, model: ir.Model, notes: Notes) -> None:
         nodes = {node.name: node for node in model.graph}
-        quantized = {p: nodes[f"{p}_q"].outputs[0] for p in (point.name for point in self._points)}
-        inputs = [point.name for point in self._points if point.kind is Kind.INPUT]
-        known = _input_codes(model, self._samples, {name: str(quantized[name].name) for name in inputs})
-        last = {source: index for index, point in enumerate(self._points) for source in point.sources}
-        for index, point in enumerate(self._points):
-            if self._progress:
-                self._progress("correct bias", index + 1, len(self._points))
-            if point.kind is Kind.INPUT:
-                continue
-            feeds = {str(quantized[source].name): known[source] for source in point.sources}
-            anchor = nodes[point.anchor]
-            if anchor.op_type in WEIGHTED:
-                _correct(model, anchor, feeds, self._means, notes)
-            known[point.name] = np.concatenate(list(_layer_outputs(model, feeds, quantized[point.name])))
-            for source in point.sources:
-                if last[source] == index:
-                    del known[source]
+
+        def visit(point: Point, codes: Mapping[str, NDArray[np.generic]]) -> None:
+            if nodes[point.anchor].op_type in WEIGHTED:
+                feeds = {str(nodes[f"{source}_q"].outputs[0].name): codes[source] for source in point.sources}
+                _correct(model, nodes[point.anchor], feeds, self._means, notes)
+
+        layer_by_layer(model, self._points, self._samples, visit, ("correct bias", self._progress))
+
+
+def layer_by_layer(
+    model: ir.Model,
+    points: tuple[Point, ...],
+    samples: Arrays,
+    visit: Callable[[Point, Mapping[str, NDArray[np.generic]]], None],
+    told: tuple[str, Progress | None],
+) -> None:
+    """Visit every layer of a QDQ model before it runs: what a visit changes is seen by the layers behind it.
+
+    Args:
+        model: QDQ model.
+        points: The int8 points, in topological order.
+        samples: Inputs by name, [N, ...].
+        visit: Called with a point and the int8 activations, [N, ...] by name of point, that it and later ones read.
+        told: What to tell the progress, and the progress.
+    """
+    nodes = {node.name: node for node in model.graph}
+    quantized = {p: nodes[f"{p}_q"].outputs[0] for p in (point.name for point in points)}
+    inputs = [point.name for point in points if point.kind is Kind.INPUT]
+    known = _input_codes(model, samples, {name: str(quantized[name].name) for name in inputs})
+    last = {source: index for index, point in enumerate(points) for source in point.sources}
+    what, progress = told
+    for index, point in enumerate(points):
+        if progress:
+            progress(what, index + 1, len(points))
+        if point.kind is Kind.INPUT:
+            continue
+        visit(point, known)
+        feeds = {str(quantized[source].name): known[source] for source in point.sources}
+        known[point.name] = np.concatenate(list(_layer_outputs(model, feeds, quantized[point.name])))
+        for source in point.sources:
+            if last[source] == index:
+                del known[source]
 
 
 def _input_codes(model: ir.Model, samples: Arrays, names: dict[str, str]) -> dict[str, NDArray[np.generic]]:

@@ -14,6 +14,7 @@ import itertools
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -26,6 +27,7 @@ from passes.base import Notes, PassReport, Rewrite
 from passes.cones import Kind, Point, points
 from passes.correct_bias import CorrectBias, affordable, correctable
 from passes.equalize import MARK, Equalize, EqualizeConfig, equalizable
+from passes.round_weights import RoundWeights
 from passes.statistics import Arrays, Histogram, Progress
 
 Q_MIN, Q_MAX = -128, 127
@@ -58,8 +60,9 @@ class QuantizeConfig:
         samples: At most this many calibration samples, evenly spaced, are run.
         acc_bits: Signed accumulator width that every channel's sum provably fits.
         equalize: How far to equalize the channels in front of depthwise Convs; None: not at all.
+        round_weights: Whether to round weights so that a layer's output errs least, instead of to the nearest.
         correct_bias: Whether to remove each channel's mean error through its bias.
-        correction_samples: At most this many samples, evenly spaced, are used for that.
+        correction_samples: At most this many samples, evenly spaced, are used for these two.
     """
 
     ranges: Ranges = Ranges.MSE
@@ -67,6 +70,7 @@ class QuantizeConfig:
     samples: int = 512
     acc_bits: int = 24
     equalize: EqualizeConfig | None = EqualizeConfig()
+    round_weights: bool = True
     correct_bias: bool = True
     correction_samples: int = 64
 
@@ -137,13 +141,22 @@ def quantize(
     found = statistics.collect(equalized, samples, histograms=[point.name for point in wanted], progress=progress)
     scales = choose_scales(equalized, wanted, found.histograms, config)
     reports.append(_applied(Quantize(nodes, scales, config), result))
+    some = statistics.spread(samples, affordable(equalized, wanted, config.correction_samples))
+    if config.round_weights:
+        floats = {str(node.name): array for node in equalized.graph if (array := _float_weights(node)) is not None}
+        rounding = RoundWeights(floats, wanted, some, fits=partial(accumulator_fits, acc_bits=config.acc_bits))
+        reports.append(_applied(rounding, result))
     if config.correct_bias:
-        some = statistics.spread(samples, affordable(equalized, wanted, config.correction_samples))
         outputs = correctable(equalized, wanted)
         means = statistics.collect(equalized, some, means=outputs.values()).means
         by_node = {node: means[value] for node, value in outputs.items()}
         reports.append(_applied(CorrectBias(by_node, wanted, some, progress=progress), result))
     return result, _joined(reports)
+
+
+def _float_weights(node: ir.Node) -> NDArray[np.float32] | None:
+    weights = edit.constant(edit.operand(node, 1)) if node.op_type in WEIGHTED else None
+    return None if weights is None else weights.astype(np.float32)
 
 
 def _applied(step: Rewrite, model: ir.Model) -> PassReport:
