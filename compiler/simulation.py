@@ -19,6 +19,7 @@ from sim import verify as judge
 from sim.driver import Accelerator, infer
 from sim.harness import Harness
 from sim.program import Program
+from sim.verilator import MisbehaviourError
 
 Maps = dict[str, NDArray[np.int8]]
 """int8 [N, C, H, W] by tensor name."""
@@ -132,15 +133,18 @@ def verify(
     mismatches: list[judge.Mismatch] = []
     late: list[str] = []
     with simulate(folder, wave=wave, progress=progress) as simulation:
-        for index in range(total):
-            one = {name: values[index : index + 1] for name, values in inputs.items()}
-            reference = {name: values[0] for name, values in interpreter.run(graph, one, keep="all").items()}
-            found.append(judge.verify(simulation.accelerator, simulation.program, reference))
-            differences, cycles = _whole_run(simulation, reference)
-            mismatches += [*found[-1].mismatches, *differences]
-            late += [*map(str, found[-1].cycle_mismatches), *simulation.wrong_cycles(cycles)]
-            if progress:
-                progress("verify", index + 1, total)
+        try:
+            for index in range(total):
+                one = {name: values[index : index + 1] for name, values in inputs.items()}
+                reference = {name: values[0] for name, values in interpreter.run(graph, one, keep="all").items()}
+                found.append(judge.verify(simulation.accelerator, simulation.program, reference))
+                differences, cycles = _whole_run(simulation, reference)
+                mismatches += [*found[-1].mismatches, *differences]
+                late += [*map(str, found[-1].cycle_mismatches), *simulation.wrong_cycles(cycles)]
+                if progress:
+                    progress("verify", index + 1, total)
+        except MisbehaviourError as error:  # it is stuck: nothing more can be compared
+            late += str(error).splitlines()
         cycles = simulation.cycles
     return _facts(found, mismatches, late, random, cycles)
 

@@ -11,7 +11,7 @@ from hw.descriptor import TensorDescriptor
 from hw.isa import Memory, memory_shape
 from hw.registers import ID_VALUE, Register, StatusBit
 from sim.program import BEAT_BYTES, Program, pack_words
-from sim.verilator import SimError
+from sim.verilator import MisbehaviourError, SimError
 
 START, CLEAR_ERROR = 1, 2
 POLLS = 10_000
@@ -102,7 +102,8 @@ class Accelerator:
         data = self._transport.receive(len(_whole_beats(bytes(descriptor.size))))
         self._wait_status(StatusBit.READING, "reading a tensor")
         if any(data[descriptor.size :]):
-            raise SimError(f"the padding after {descriptor.size} bytes of a tensor is {data[descriptor.size :].hex()}")
+            padding = data[descriptor.size :].hex()
+            raise MisbehaviourError(f"the padding after {descriptor.size} bytes of a tensor is {padding}")
         return np.frombuffer(data, np.int8, descriptor.size).reshape(descriptor.shape).copy()
 
     def run(self, pc_start: int, pc_end: int, *, max_cycles: int = RUN_CYCLES) -> int:
@@ -118,7 +119,8 @@ class Accelerator:
         self._transport.wait_done(max_cycles)
         status = self._status(f"running instructions [{pc_start}, {pc_end})")
         if status & 1 << StatusBit.BUSY or not status & 1 << StatusBit.DONE:
-            raise SimError(f"irq is high but STATUS is {status:#x} after running instructions [{pc_start}, {pc_end})")
+            where = f"after running instructions [{pc_start}, {pc_end})"
+            raise MisbehaviourError(f"irq is high but STATUS is {status:#x} {where}")
         return self._transport.read_register(Register.CYCLES)
 
     def run_program(self, program: Program, pc_start: int, pc_end: int) -> int:
@@ -156,12 +158,12 @@ class Accelerator:
         for _ in range(POLLS):
             if not self._status(what) & 1 << bit:
                 return
-        raise SimError(f"{what}: STATUS.{bit.name.lower()} did not fall")
+        raise MisbehaviourError(f"{what}: STATUS.{bit.name.lower()} did not fall")
 
     def _status(self, what: str) -> int:
         status = self._transport.read_register(Register.STATUS)
         if status & 1 << StatusBit.ERROR:
-            raise SimError(f"{what}: the accelerator reports an error (STATUS {status:#x})")
+            raise MisbehaviourError(f"{what}: the accelerator reports an error (STATUS {status:#x})")
         return status
 
     @staticmethod

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-from sim.verilator import Progress, SimError, XInitial, build_harness
+from sim.verilator import MisbehaviourError, Progress, SimError, XInitial, build_harness
 
 RESET, WRITE, READ, SEND, RECEIVE, WAIT, STALL, CYCLES, TRACE, SYNC, IDLE, LIMIT, QUIT = range(13)
 BEAT_BYTES = 4
@@ -91,7 +91,7 @@ class Harness:
         finished, cycles = struct.unpack("<QQ", self._answer())
         if not finished:
             raise _with_remedy(f"the accelerator was still busy after {cycles} cycles",
-                               "read its registers for the state, or write a trace (Harness.trace)")
+                               "read its registers for the state, or write a trace (Harness.trace)", MisbehaviourError)
 
     def stall(self, probability: float, seed: int = 0) -> None:
         """From now on every bus agent pauses with this probability in each cycle; 0 means never."""
@@ -157,7 +157,8 @@ class Harness:
         data = self._read(size, deadline)
         if status:
             raise _with_remedy(f"simulation, {data.decode(errors='replace')}",
-                               "the hardware or its driver broke a bus rule: repeat with a trace (Harness.trace)")
+                               "the hardware or its driver broke a bus rule: repeat with a trace (Harness.trace)",
+                               MisbehaviourError)
         return data
 
     def _read(self, size: int, deadline: float) -> bytes:
@@ -191,8 +192,8 @@ class Harness:
 _ANSWERED = (READ, RECEIVE, WAIT, CYCLES, SYNC)
 
 
-def _with_remedy(text: str, remedy: str) -> SimError:
-    error = SimError(text)
+def _with_remedy(text: str, remedy: str, kind: type[SimError] = SimError) -> SimError:
+    error = kind(text)
     error.add_note(f"remedy: {remedy}")
     return error
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from hw.descriptor import TensorDescriptor
 from sim.driver import Accelerator
 from sim.program import LayerInfo, Program
+from sim.verilator import MisbehaviourError
 
 Tensors = Mapping[str, NDArray[np.int8]]
 
@@ -99,7 +100,7 @@ def verify(accelerator: Accelerator, program: Program, reference: Tensors) -> Ve
 
     Raises:
         ValueError: The reference lacks a tensor.
-        SimError: The accelerator did not finish.
+        MisbehaviourError: The accelerator did not finish; one line for each difference before, then the layer.
     """
     _require_tensors(program, reference)
     mismatches: list[Mismatch | None] = []
@@ -108,9 +109,13 @@ def verify(accelerator: Accelerator, program: Program, reference: Tensors) -> Ve
         mismatches.append(_check(accelerator, f"input {name}", name, descriptor, reference))
     cycle_mismatches: list[CycleMismatch] = []
     for layer in program.layers:
-        accelerator.run_program(program, layer.pc_start, layer.pc_end)
-        mismatches.append(_check(accelerator, layer.name, layer.tensor, layer.descriptor, reference))
-        cycle_mismatches += _check_cycles(accelerator, program, layer)
+        try:
+            accelerator.run_program(program, layer.pc_start, layer.pc_end)
+            mismatches.append(_check(accelerator, layer.name, layer.tensor, layer.descriptor, reference))
+            cycle_mismatches += _check_cycles(accelerator, program, layer)
+        except MisbehaviourError as error:
+            before = [str(mismatch) for mismatch in mismatches if mismatch]
+            raise MisbehaviourError("\n".join([*before, f"layer {layer.name!r}: {error}"])) from error
     for name, descriptor in program.outputs.items():
         mismatches.append(_check(accelerator, f"output {name}", name, descriptor, reference))
     return Verdict(

@@ -42,6 +42,10 @@ class SimError(RuntimeError):
     """A simulation could not be built, crashed, or broke a rule of a bus."""
 
 
+class MisbehaviourError(SimError):
+    """The simulated hardware did not do what a working accelerator does: it never finished, or broke a rule."""
+
+
 class ToolNotFound(SimError):
     """A program that simulation needs is not installed."""
 
