@@ -8,6 +8,7 @@ from cocotb.triggers import RisingEdge
 from cocotbext.axi import AxiStreamBus, AxiStreamSource
 
 from hw.config import array_config, beats
+from hw.descriptor import TensorDescriptor
 from hw.isa import Memory, memory_shape
 from hw.loader import WORD_MEMORIES
 from sim.golden.loader import Writes, byte_writes, word_writes
@@ -29,13 +30,17 @@ class Bench:
         self.writes: dict[Memory, Writes] = {memory: {} for memory in Memory}
 
     async def load(self, data: bytes, **inputs: int) -> int:
-        """Run one load to its end; returns the cycles for which `loading` was high."""
+        """Run one load of `data` to its end; returns the cycles for which `loading` was high."""
+        await self.source.send(data)
+        return await self.load_sent(**inputs)
+
+    async def load_sent(self, **inputs: int) -> int:
+        """Run one load, of data that is in the source already, to its end."""
         dut = self.dut
         for writes in self.writes.values():
             writes.clear()
         for name, value in inputs.items():
             getattr(dut, name).value = value
-        await self.source.send(data)
         dut.start.value = 1
         await RisingEdge(dut.clk)
         dut.start.value = 0
@@ -98,6 +103,23 @@ async def fills_memories_and_maps_in_any_order(dut, pause: float) -> None:
             await load_map(bench, generator)
         else:
             await load_words(bench, memory, generator.randrange(1, 7), generator)
+
+
+@cocotb.test()
+async def takes_only_its_own_beats(dut) -> None:
+    bench, generator = await begin(dut, 0.0), random.Random(2)
+    maps = [random_descriptor(generator, CONFIG) for _ in range(12)]
+    maps[3] = TensorDescriptor((7, 0, 0, 0), 9, 2, 2, 2, 1)  # whole beats
+    contents = [generator.randbytes(descriptor.size) for descriptor in maps]
+    words = [generator.getrandbits(memory_shape(CONFIG, Memory.TAP)[1]) for _ in maps]
+    for data, word in zip(contents, words):
+        await bench.source.send(data + bytes(-len(data) % 4))
+        await bench.source.send(pack_words([word], memory_shape(CONFIG, Memory.TAP)[1]))
+    for descriptor, data, word in zip(maps, contents, words):
+        await bench.load_sent(load_memory=Memory.TENSOR, load_tensor=pack_descriptor(descriptor, CONFIG))
+        bench.check(Memory.TENSOR, byte_writes(CONFIG, descriptor, data))
+        await bench.load_sent(load_memory=Memory.TAP, load_address=3, load_count=1)
+        bench.check(Memory.TAP, word_writes(CONFIG, Memory.TAP, 3, [word]))
 
 
 @cocotb.test()

@@ -11,4 +11,4 @@ from tests.support.hardware import run_testbench
 @pytest.mark.parametrize(("pixels", "rows"), [(8, 2), (16, 8), (4, 1)])
 def test_loader_writes_what_arrives(pixels: int, rows: int) -> None:
     component = Loader(array_config(pixels, rows))
-    assert run_testbench(component, "loader", pixels=pixels, rows=rows) == 5
+    assert run_testbench(component, "loader", pixels=pixels, rows=rows) == 6

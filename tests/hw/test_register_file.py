@@ -11,4 +11,4 @@ from tests.support.hardware import run_testbench
 @pytest.mark.parametrize(("pixels", "rows"), [(16, 8), (4, 1)])
 def test_register_file_survives_any_order_of_channels(pixels: int, rows: int) -> None:
     component = RegisterFile(array_config(pixels, rows))
-    assert run_testbench(component, "register_file", pixels=pixels, rows=rows) == 8
+    assert run_testbench(component, "register_file", pixels=pixels, rows=rows) == 10
