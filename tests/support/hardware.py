@@ -104,7 +104,7 @@ def prove(spec: wiring.Component, folder: Path, *, mode: str, depth: int) -> Non
             "smtbmc z3",
             "[script]",
             "read_rtlil top.il",
-            "prep -top top",
+            "prep -flatten -top top",
             "memory_map",
             "opt -full",
             "[files]",
