@@ -124,7 +124,9 @@ def prepare(path: Path, options: CompileOptions, progress: Progress, *, is_check
         imported = _without_dead_channels(import_model(path, options.input_shapes), options)
         cut = partition(imported.model)
         samples = _samples(imported.model, options, is_check)
-        config = QuantizeConfig(equalize=None, correct_bias=False) if is_check else QuantizeConfig()
+        config = (
+            QuantizeConfig(equalize=None, round_weights=False, correct_bias=False) if is_check else QuantizeConfig()
+        )
         quantized, report = quantize(imported.model, cut.nodes, samples.arrays, config, progress)
         progress("lower", 0, 0)
         lowered = lower(quantized, cut)

@@ -144,7 +144,9 @@ def quantize(
     some = statistics.spread(samples, affordable(equalized, wanted, config.correction_samples))
     if config.round_weights:
         floats = {str(node.name): array for node in equalized.graph if (array := _float_weights(node)) is not None}
-        rounding = RoundWeights(floats, wanted, some, fits=partial(accumulator_fits, acc_bits=config.acc_bits))
+        rounding = RoundWeights(
+            floats, wanted, some, fits=partial(accumulator_fits, acc_bits=config.acc_bits), progress=progress
+        )
         reports.append(_applied(rounding, result))
     if config.correct_bias:
         outputs = correctable(equalized, wanted)
