@@ -99,9 +99,8 @@ def _word(
 
 def _elementwise_config(instruction: Fields) -> ElementwiseConfig:
     names = ("multiplier_a", "multiplier_b", "shift", "zero_point_a", "zero_point_b", "zero_point_y")
-    return ElementwiseConfig(
-        instruction["elementwise"], *(instruction[name] for name in names), instruction["low_y"], instruction["high_y"]
-    )
+    bounds = {"low": instruction["low_y"], "high": instruction["high_y"]}
+    return ElementwiseConfig(instruction["elementwise"], **{name: instruction[name] for name in names}, **bounds)
 
 
 def _wrap(value: int, bits: int) -> int:
