@@ -3,14 +3,14 @@
 from dataclasses import replace
 
 from amaranth import Cat, Const, Module, Mux, Signal
-from amaranth.back import verilog
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
+from hw import verilog
 from hw.activations import Activations
 from hw.addresses import AddressGenerator
 from hw.array import Array
-from hw.axi import AXI4Lite, AXI4Stream, verilog_ports
+from hw.axi import AXI4Lite, AXI4Stream
 from hw.config import DATA_BITS, AcceleratorConfig
 from hw.delay_line import DelayLine
 from hw.drain import Drain
@@ -260,6 +260,5 @@ def to_verilog(config: AcceleratorConfig) -> str:
     """The accelerator as one Verilog file, top level module `accelerator`."""
     if config.technology == "generic":
         config = replace(config, technology="verilog")
-    top = Accelerator(config)
-    text = verilog.convert(top, name=TOP, ports=verilog_ports(top), emit_src=False, strip_internal_attrs=True)
+    text = verilog.to_verilog(Accelerator(config), TOP)
     return text + (RAM_VERILOG if config.technology == "verilog" else "")
