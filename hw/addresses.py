@@ -1,7 +1,7 @@
 """From a weight block's place in its stream to the activation word that it multiplies."""
 
 from amaranth import Module, Mux, Signal, unsigned
-from amaranth.lib import data, wiring
+from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 

@@ -155,7 +155,7 @@ class Drain(wiring.Component):
     def _second(
         self, m: Module, back: data.View, at: dict[int, data.View], draining: Signal, slopes: list[Signal]
     ) -> list[Signal]:
-        """The second operand (or slope) of the lane that drains, for each row, when its value leaves the requantizer."""
+        """Second operand (or slope) of the lane that drains, for each row, when its value leaves the requantizer."""
         config = self._config
         operands = [Signal(config.word_bits, name=f"operand{lane}", reset_less=True) for lane in range(config.pixels)]
         with m.If(at[LANE_STAGE].operand):

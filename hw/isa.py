@@ -41,7 +41,8 @@ Drain, for each lane (D lanes per cycle, or one when `single_drain`), or once fo
                                                                        (fully connected: + block * F + l)
     b = byte r of word operand_base + block * operand_plane + group * P + l
         (operand_broadcast: operand_base + block * operand_plane for every lane)
-    ADD:   a = clamp(zero_point_y + rhe(((a - zero_point_a) * multiplier_a + (b - zero_point_b) * multiplier_b) / 2**shift))
+    ADD:   a = clamp(zero_point_y + rhe(((a - zero_point_a) * multiplier_a + (b - zero_point_b) * multiplier_b)
+                                        / 2**shift))
     MUL:   a = clamp(zero_point_y + rhe((a - zero_point_a) * (b - zero_point_b) * multiplier_b / 2**shift))
     PRELU: a = clamp(zero_point_y + rhe(v * (multiplier_a if v >= 0 else b_r) / 2**shift)), v = a - zero_point_a
            b_r = the signed multiplier in SLOPE position of the parameter word that follows
@@ -50,7 +51,8 @@ Drain, for each lane (D lanes per cycle, or one when `single_drain`), or once fo
 
 Kept positions: x < columns, y < rows, x % drop_x == 0, y % drop_y == 0. With u = x // drop_x, v = y // drop_y:
 
-    out = out_base + block * out_plane + (v & py) * phase_y + (u & px) * phase_x + (v >> py) * out_pitch + (u >> px) * out_step
+    out = out_base + block * out_plane + (v & py) * phase_y + (u & px) * phase_x
+                   + (v >> py) * out_pitch + (u >> px) * out_step
 
 (px, py are `out_phase_x`, `out_phase_y`.) For `reduce` the one result goes to out_base + block * out_plane.
 Elementwise operations and tables need `single_drain`.
@@ -130,7 +132,8 @@ class Layout:
         word, position = 0, 0
         for field in self.fields:
             value = int(values.get(field.name, 0))
-            low, high = (-(1 << field.width - 1), (1 << field.width - 1) - 1) if field.signed else (0, (1 << field.width) - 1)
+            low = -(1 << field.width - 1) if field.signed else 0
+            high = low + (1 << field.width) - 1
             if not low <= value <= high:
                 raise ValueError(f"{field.name} must be in [{low}, {high}], not {value}")
             word |= (value & ((1 << field.width) - 1)) << position
@@ -228,7 +231,9 @@ def weight_block_layout(config: AcceleratorConfig) -> Layout:
 
 def channel_layout() -> Layout:
     """Requantization parameters of one output channel; a parameter word holds Q of them, channel 0 lowest."""
-    return Layout((Field("multiplier", MULTIPLIER_BITS, True), Field("shift", SHIFT_BITS), Field("offset", OFFSET_BITS, True)))
+    return Layout((
+        Field("multiplier", MULTIPLIER_BITS, True), Field("shift", SHIFT_BITS), Field("offset", OFFSET_BITS, True),
+    ))
 
 
 def memory_shape(config: AcceleratorConfig, memory: Memory) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from hw.config import TECHNOLOGIES, ConfigError
 from hw.pipeline import delay
 
 RAM_MODULE = "edgec_ram"
+_GRANULE = "[lane*GRANULARITY +: GRANULARITY]"
 RAM_VERILOG = f"""
 module {RAM_MODULE} #(
   parameter WIDTH = 8, parameter DEPTH = 2, parameter ADDRESS_BITS = 1, parameter GRANULARITY = 8,
@@ -24,7 +25,7 @@ module {RAM_MODULE} #(
   integer lane;
   always @(posedge clk) begin
     for (lane = 0; lane < WIDTH/GRANULARITY; lane = lane + 1)
-      if (write_enable[lane]) words[write_address][lane*GRANULARITY +: GRANULARITY] <= write_data[lane*GRANULARITY +: GRANULARITY];
+      if (write_enable[lane]) words[write_address]{_GRANULE} <= write_data{_GRANULE};
     fetched <= words[read_address];
     registered <= fetched;
   end

@@ -231,7 +231,7 @@ class SlotIssue(wiring.Component):
     """The loops of one instruction: blocks of output channels, groups of positions, slots.
 
     Timing:
-        `load` (with the dispatch) is followed, at least 4 cycles later, by `begin`; the first slot is issued in the
+        `load` (with the dispatch) is followed, at least 5 cycles later, by `begin`; the first slot is issued in the
         cycle after `begin`, `end` is high with the last one.
 
     Members:

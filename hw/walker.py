@@ -58,12 +58,14 @@ class LaneWalker(wiring.Component):
         with m.If(now != steps):
             m.d.sync += index.eq(now + 1)
             for lane in range(step):
-                column, row = Signal(config.coordinate_bits, name=f"x{lane}"), Signal(config.coordinate_bits, name=f"y{lane}")
+                column = Signal(config.coordinate_bits, name=f"x{lane}")
+                row = Signal(config.coordinate_bits, name=f"y{lane}")
                 m.d.comb += [column.eq(x), row.eq(y)]
                 with m.Switch(now):
                     for group in range(steps):
                         with m.Case(group):
-                            m.d.sync += [shadow_x[group * step + lane].eq(column), shadow_y[group * step + lane].eq(row)]
+                            target = group * step + lane
+                            m.d.sync += [shadow_x[target].eq(column), shadow_y[target].eq(row)]
                 at_end = column == self.pitch - 1
                 x, y = Mux(at_end, 0, column + 1), row + at_end
             m.d.sync += [position_x.eq(x), position_y.eq(y)]
@@ -134,7 +136,8 @@ class WriteWalker(wiring.Component):
         for lane in range(config.drain_lanes):
             m.d.comb += [
                 self.keep[lane].eq(
-                    (current["x"] < self.columns) & ~current["done"] & (current["skip_x"] == 0) & (current["skip_y"] == 0)
+                    (current["x"] < self.columns) & ~current["done"]
+                    & (current["skip_x"] == 0) & (current["skip_y"] == 0)
                 ),
                 self.address[lane].eq(
                     block_base + current["row"] + current["column"]

@@ -127,7 +127,8 @@ def test_terminal_shows_names_that_look_like_markup() -> None:
     stream = StringIO()
     report.show(REPORT, Console(file=stream, width=160))
     shown = stream.getvalue()
-    for text in ("conv[1]", "<pool>", "host (tail): softmax (Softmax)", "warning: watch <out>", "115 (56 %", "2,048 with dead channels"):
+    told = ("host (tail): softmax (Softmax)", "warning: watch <out>", "115 (56 %", "2,048 with dead channels")
+    for text in ("conv[1]", "<pool>", *told):
         assert text in shown
 
 
