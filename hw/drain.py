@@ -146,7 +146,10 @@ class Drain(wiring.Component):
         parameters = [Signal(layout, name=f"parameters{row}", reset_less=True) for row in range(config.rows)]
         slopes = [Signal(signed(MULTIPLIER_BITS), name=f"slope{row}", reset_less=True) for row in range(config.rows)]
         channels = [data.View(layout, memory.read_data.word_select(row, layout.size)) for row in range(config.rows)]
-        with m.If(swaps[PRODUCT_STAGE] | (connected & draining)):
+        # The sum of the lanes comes a cycle after the last lane, when the next block's accumulators may be here.
+        swapped = Signal()
+        m.d.sync += swapped.eq(swaps[PRODUCT_STAGE])
+        with m.If(Mux(back.reduce, swapped, swaps[PRODUCT_STAGE] | (connected & draining))):
             m.d.sync += [parameters[row].eq(channels[row]) for row in range(config.rows)]
         with m.If(swaps[PRODUCT_STAGE - 1]):
             m.d.sync += [slopes[row].eq(channels[row].multiplier) for row in range(config.rows)]

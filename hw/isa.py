@@ -54,7 +54,8 @@ Kept positions: x < columns, y < rows, x % drop_x == 0, y % drop_y == 0. With u 
     out = out_base + block * out_plane + (v & py) * phase_y + (u & px) * phase_x
                    + (v >> py) * out_pitch + (u >> px) * out_step
 
-(px, py are `out_phase_x`, `out_phase_y`.) For `reduce` the one result goes to out_base + block * out_plane.
+(px, py are `out_phase_x`, `out_phase_y`.) For `reduce` `groups` is 1, and the one result goes to
+out_base + block * out_plane.
 Elementwise operations and tables need `single_drain`.
 """
 

@@ -33,6 +33,7 @@ class Script:
     sums: dict[int, Sequence[Sequence[int]]] = field(default_factory=dict)
     words: dict[int, Sequence[Sequence[int]]] = field(default_factory=dict)
     writes: dict[tuple[int, int], Write] = field(default_factory=dict)
+    causes: dict[tuple[int, int], str] = field(default_factory=dict)
     end: int = 0
 
 
@@ -102,6 +103,7 @@ def write_script(
                 script.sums[cycle + PRODUCT_STAGE] = arrived.sums
                 for write in drain(CONFIG, fields, arrived, parameters, table):
                     script.writes[cycle + write.cycle, write.port] = write
+                    script.causes[cycle + write.cycle, write.port] = f"block {block}, group {group} of {fields}"
                 block, group = (block + 1, 0) if slot.block_end else (block, group + 1)
                 operands = bytes_of(generator)
         first = cycle + gap_cycles(CONFIG, fields) + start_cycles(CONFIG)
@@ -140,7 +142,7 @@ def check(dut, script: Script, cycle: int, seen: dict[str, int]) -> None:
         assert int(getattr(dut, f"write{port}__enable").value) == (expected is not None), f"cycle {cycle}, port {port}"
         if expected is not None:
             got = int(getattr(dut, f"write{port}__address").value), int(getattr(dut, f"write{port}__data").value)
-            assert got == (expected.address, expected.word), f"cycle {cycle}, port {port}"
+            assert got == (expected.address, expected.word), f"cycle {cycle}: {script.causes[cycle, port]}"
             assert int(getattr(dut, f"write{port}__mask").value) == (1 << Q) - 1
             seen["writes"] += 1
             seen["saturated"] += sum(expected.word >> 8 * row & 0xFF in (0x7F, 0x80) for row in range(Q))
