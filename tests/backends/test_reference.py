@@ -345,6 +345,6 @@ def test_a_keyword_spotting_batch_takes_seconds() -> None:
             layer(f"p{i}", layers[-1].output, rng.integers(-99, 99, (64, 64, 1, 1), np.int8), (0, 0, 0, 0), 1)
         )
     graph = LayerGraph("kws", (layers[0].input,), (layers[-1].output,), tuple(layers))
-    started = time.perf_counter()
+    started = time.process_time()
     run(graph, {"x": rng.integers(-128, 128, (1000, 1, 49, 10), np.int8)})
-    assert time.perf_counter() - started < 20
+    assert time.process_time() - started < 20  # of the processor: other tests run beside this one

@@ -20,8 +20,8 @@ from compiler.importer import import_model
 from compiler.lowering import lower
 from compiler.partition import partition
 from passes.quantize import quantize
-from tests.support.onnx_models import shared
 from tests.support.qdq import QuantizedGraph
+from tests.support.shared import shared
 
 NETWORKS = [
     ("models/mlperf_tiny_resnet8.onnx", "data/cifar10_train_8068.npz", 1.0),

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from compiler.importer import ModelError, import_model, load
-from tests.support.onnx_models import Array, assert_same_outputs, model, node, ops, run, save, shared
+from tests.support.onnx_models import Array, assert_same_outputs, model, node, ops, run, save
+from tests.support.shared import shared
 
 RNG = np.random.default_rng(7)
 

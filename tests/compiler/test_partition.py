@@ -9,8 +9,8 @@ import pytest
 from backends.base import UnsupportedOpError
 from compiler.importer import import_model
 from compiler.partition import Partition, partition, unsupported
-from tests.support import onnx_models
 from tests.support.qdq import QuantizedGraph
+from tests.support.shared import shared
 
 
 def float_graph(*shape: int) -> QuantizedGraph:
@@ -201,14 +201,14 @@ def test_an_unquantized_node_between_quantized_ones_is_an_error() -> None:
     ],
 )
 def test_real_networks(path: str, head: list[str], tail: list[str], outputs: int) -> None:
-    cut = partition(import_model(onnx_models.shared(path)).model)
+    cut = partition(import_model(shared(path)).model)
     assert [node.op for node in cut.head] == head
     assert [node.op for node in cut.tail] == tail
     assert len(cut.outputs) == outputs
 
 
 def test_ultraface_is_cut_at_its_eight_heads() -> None:
-    model = import_model(onnx_models.shared("zoo/ultraface_rfb320.onnx")).model
+    model = import_model(shared("zoo/ultraface_rfb320.onnx")).model
     cut = partition(model)
     assert len(cut.outputs) == 8
     assert ops(model, cut.nodes).count("Conv") == 52

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from compiler.importer import ModelError, import_model
 from compiler.qonnx import BITS_KEY, DOMAINS
-from tests.support.onnx_models import imported, model, node, ops, run, session, shared
+from tests.support.onnx_models import imported, model, node, ops, run, session
+from tests.support.shared import shared
 
 Floats = NDArray[np.float32]
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -112,8 +113,9 @@ def test_stopped_compile_leaves_nothing(tmp_path: Path) -> None:
         [*map(str, command), "-o", str(tmp_path / "out")], cwd=ROOT, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stderr is not None
-        seen = [line for line in iter(process.stderr.readline, "build\n") if line]
+        seen = list(takewhile(lambda line: line != "build\n", process.stderr))
         assert seen
+        assert process.poll() is None, seen  # it is building, and has not ended
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
     assert process.returncode == 130

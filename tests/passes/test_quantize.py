@@ -17,7 +17,8 @@ from passes import quantize as q
 from passes.quantize import Quantize, QuantizeConfig, Ranges, Scale, quantize
 from passes.statistics import session
 from tests.support.canonical import canonical, every_node, normal
-from tests.support.onnx_models import Array, model, node, run, shared
+from tests.support.onnx_models import Array, model, node, run
+from tests.support.shared import shared
 
 SCALES = st.builds(
     lambda low, high: q.scale_of_range(-low, high), st.floats(0, 1000, width=32), st.floats(0.0078125, 1000, width=32)

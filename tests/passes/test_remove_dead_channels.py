@@ -13,7 +13,8 @@ from compiler.importer import import_model
 from passes.constant_channels import constant_channels
 from passes.remove_dead_channels import RemoveDeadChannels
 from tests.support.canonical import canonical, normal
-from tests.support.onnx_models import Array, node, run, shared
+from tests.support.onnx_models import Array, node, run
+from tests.support.shared import shared
 
 NOISE = np.float32(1e-9)
 

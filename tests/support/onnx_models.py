@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,23 +10,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
-import pytest
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from compiler.importer import Imported, import_model
 
 Array = NDArray[np.generic]
-
-SHARED = Path(os.environ.get("EDGEC_SHARED", "../shared"))
-
-
-def shared(path: str) -> Path:
-    """A file of the shared models or data; the test is skipped where they are not installed."""
-    file = SHARED / path
-    if not file.exists():
-        pytest.skip(f"{file} is not there; EDGEC_SHARED names the folder of models and data")
-    return file
 
 
 def model(
