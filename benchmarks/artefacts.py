@@ -98,11 +98,12 @@ def edgec(*arguments: str | Path, environment: dict[str, str] | None = None, tim
     """Run the command line in a process of its own; `environment` changes the present one."""
     changed = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "NO_COLOR": "1", **(environment or {})}
     command = [sys.executable, "-m", "compiler.cli", *map(str, arguments)]
-    spent, start = _children_cpu(), time.monotonic()
+    spent, start = children_cpu(), time.monotonic()
     ran = subprocess.run(command, env=changed, capture_output=True, text=True, timeout=timeout_s, check=False)
-    return Ran(ran.returncode, ran.stdout, ran.stderr, time.monotonic() - start, _children_cpu() - spent)
+    return Ran(ran.returncode, ran.stdout, ran.stderr, time.monotonic() - start, children_cpu() - spent)
 
 
-def _children_cpu() -> float:
+def children_cpu() -> float:
+    """CPU seconds of the child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.artefacts import Workshop
+from benchmarks.artefacts import Workshop, children_cpu
 from benchmarks.figures import Figure, at_least
 from benchmarks.networks import RESNET8
 from compiler import artefact
@@ -31,7 +30,7 @@ def figures(workshop: Workshop) -> Iterator[Figure]:
     rng = np.random.default_rng(0)
     inputs = {name: rng.integers(-128, 128, place.shape, np.int8) for name, place in program.inputs.items()}
     harness = Harness.from_verilog(compiled.folder / artefact.RTL)
-    spent = _children_cpu()
+    spent = children_cpu()
     with harness:
         harness.reset()
         accelerator = Accelerator(harness, program.config)
@@ -39,12 +38,6 @@ def figures(workshop: Workshop) -> Iterator[Figure]:
         for _ in range(_INFERENCES):
             infer(accelerator, program, inputs)
         cycles = harness.cycles
-    seconds = _children_cpu() - spent
+    seconds = children_cpu() - spent
     note = f"{_INFERENCES} inferences of ResNet-8 with their transfers, {cycles:,} cycles, {seconds:.1f} CPU-seconds"
     yield Figure(ROW, what, cycles / seconds, "", bar, aim, anchor, note)
-
-
-def _children_cpu() -> float:
-    """CPU seconds of the child processes that have ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
