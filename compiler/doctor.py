@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "amaranth", "click", "rich")
+PACKAGES = ("numpy", "onnx", "onnx-ir", "onnxruntime", "protobuf", "amaranth", "click", "rich")
 _SECONDS = 60
 
 

