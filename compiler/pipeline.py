@@ -22,6 +22,7 @@ from compiler.version import VERSION
 from passes.base import PassReport, run
 from passes.quantize import QuantizeConfig, quantize
 from passes.remove_dead_channels import RemoveDeadChannels
+from sim.verilator import find_tools
 
 Progress = Callable[[str, int, int], None]
 
@@ -84,6 +85,8 @@ def compile(path: Path, destination: Path, options: CompileOptions, progress: Pr
     """
     artefact.check_destination(destination)
     target = targets.make(options)
+    if options.verify and target.is_hardware:
+        find_tools()  # what is missing is better told now than after the work
     network = prepare(path, options, progress)
     with artefact.writing(destination) as folder:
         stored.write_network(folder, network.imported.model, network.quantized, network.lowered)

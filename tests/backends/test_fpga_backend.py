@@ -19,6 +19,7 @@ from tests.support.random_layers import random_graph, random_inputs
 BACKEND = FpgaBackend(array_config(4, 4))
 
 
+@pytest.mark.slow
 def test_build_writes_verilog_and_a_program_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEC_CACHE", str(tmp_path / "cache"))
     graph = random_graph(1, 3, kinds=("conv",))
@@ -28,6 +29,7 @@ def test_build_writes_verilog_and_a_program_that_loads(tmp_path: Path, monkeypat
     assert all(file.is_file() for file in built.files)
 
 
+@pytest.mark.slow
 def test_the_cached_verilog_is_the_generated_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEC_CACHE", str(tmp_path / "cache"))
     graph = random_graph(1, 1, kinds=("conv",))

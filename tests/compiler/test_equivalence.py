@@ -45,6 +45,7 @@ def assert_equivalent(layers: Sequence[LayerDifference]) -> None:
     assert sum(layer.differing for layer in layers) <= 0.001 * sum(layer.elements for layer in layers), off
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "data", "scale"), NETWORKS)
 def test_real_networks(path: str, data: str, scale: float) -> None:
     model, x = import_model(shared(path)).model, samples(data, scale)

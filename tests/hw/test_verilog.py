@@ -7,14 +7,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 CODE = """
 from hw.accelerator import to_verilog
 from hw.config import array_config
 print(to_verilog(array_config(2, 1)))
 """
-
-
+@pytest.mark.slow
 def test_accelerator_needs_no_yosys_on_the_path() -> None:
     """As in a fresh virtual environment that nobody activated."""
     clean = {name: value for name, value in os.environ.items() if name not in ("YOSYS", "AMARANTH_USE_YOSYS")}
@@ -24,6 +25,7 @@ def test_accelerator_needs_no_yosys_on_the_path() -> None:
     assert "module accelerator(" in ran.stdout
 
 
+@pytest.mark.slow
 def test_verilog_does_not_depend_on_the_order_of_hashes() -> None:
     """An artefact is the same bytes in every process; the cache of Verilog would hide that it is not."""
     texts = set()
