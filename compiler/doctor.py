@@ -52,7 +52,7 @@ def examine() -> list[Finding]:
         _command(
             ("g++", "clang++"), "simulation", ("--version",), "apt-get install g++ (or your system's C++ compiler)"
         ),
-        _command(("make", "gmake"), "simulation", ("--version",), "apt-get install make"),
+        _command(("make",), "simulation", ("--version",), "apt-get install make"),
         _command(("perl",), "simulation (Verilator's front end)", ("-v",), "apt-get install perl"),
         _yosys(),
         _command(
