@@ -53,21 +53,33 @@ def allocate(
         DoesNotFitError: No order of placement found fits the activation memory.
     """
     lives = lifetimes(graph, operations, layouts)
-    best: dict[str, int] = {}
-    lowest = -1
-    for order in _orders(lives):
-        bases, words = _place(order)
-        if lowest < 0 or words < lowest:
-            best, lowest = bases, words
-        if lowest <= config.activation_words:
-            return best
-    raise _too_large(lives, operations, lowest, config)
+    bases, words = _densest(lives, config.activation_words)
+    if words > config.activation_words:
+        raise _too_large(lives, operations, words, config)
+    return bases
+
+
+def needed_words(graph: LayerGraph, operations: Sequence[Operation], layouts: Mapping[str, MapLayout]) -> int:
+    """Words of the smallest activation memory for which an order of placement is found."""
+    return _densest(lifetimes(graph, operations, layouts), enough=0)[1]
 
 
 def peak_words(graph: LayerGraph, operations: Sequence[Operation], layouts: Mapping[str, MapLayout]) -> tuple[int, ...]:
     """Words alive while each operation runs: a lower bound of the memory that it needs."""
     lives = lifetimes(graph, operations, layouts)
     return tuple(sum(t.words for t in lives if t.first <= i <= t.last) for i in range(len(operations)))
+
+
+def _densest(lives: tuple[Lifetime, ...], enough: int) -> tuple[dict[str, int], int]:
+    """Bases and words of the first order that takes `enough` words, or of the best one."""
+    best: tuple[dict[str, int], int] | None = None
+    for order in _orders(lives):
+        placed = _place(order)
+        best = placed if best is None or placed[1] < best[1] else best
+        if best[1] <= enough:
+            break
+    assert best is not None
+    return best
 
 
 def _orders(lives: tuple[Lifetime, ...]) -> Iterator[tuple[Lifetime, ...]]:
@@ -103,11 +115,7 @@ def _too_large(
     needs = [sum(t.words for t in lives if t.first <= i <= t.last) for i in range(len(operations))]
     worst = max(range(len(needs)), key=needs.__getitem__)
     needed, available = max(words, needs[worst]) * config.rows, config.activation_words * config.rows
-    error = DoesNotFitError(
+    return DoesNotFitError(
         f"layer '{operations[worst].name}': the maps that are alive need {needs[worst] * config.rows} bytes of "
         f"activation memory ({needed} with gaps), the accelerator has {available}"
     )
-    error.add_note(
-        f"remedy: an activation memory of {needed} bytes or more (--memory), a smaller input, or fewer channels"
-    )
-    return error

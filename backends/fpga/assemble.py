@@ -60,10 +60,10 @@ def assemble(steps: Sequence[Step], bases: Mapping[str, int], config: Accelerato
     for step in steps:
         try:
             program.append(_instruction(step, bases, starts, pools, config))
+        except DoesNotFitError:
+            raise
         except ValueError as error:
             raise DoesNotFitError(f"layer '{step.operation}': {error}") from error
-        for memory, pool in pools.items():
-            check_capacity(memory, len(pool.words), step.operation, config)
     check_capacity(Memory.PROGRAM, len(program), steps[-1].operation if steps else "", config)
     images = {memory: pool.words for memory, pool in pools.items()}
     return {**images, Memory.WEIGHT: weights, Memory.PROGRAM: program}
@@ -74,14 +74,10 @@ def check_capacity(memory: Memory, words: int, layer: str, config: AcceleratorCo
     depth, bits = memory_shape(config, memory)
     if words <= depth:
         return
-    size = {Memory.TABLE: "table_words", Memory.PROGRAM: "instructions"}.get(memory, f"{memory.name.lower()}_words")
-    needed = -(-words // 256) if memory is Memory.TABLE else words
-    error = DoesNotFitError(
+    raise DoesNotFitError(
         f"layer '{layer}': the {memory.name.lower()} memory needs {words} words of {bits} bits up to this layer, "
         f"the accelerator has {depth}"
     )
-    error.add_note(f"remedy: generate the accelerator with {size}={needed} or more, or make the network smaller")
-    raise error
 
 
 def _instruction(
@@ -109,6 +105,8 @@ def _instruction(
     if step.table is not None:
         entries = step.table.view(np.uint8).tolist()
         fields["table_index"] = pools[Memory.TABLE].place(entries) // 256
+    for memory, pool in pools.items():
+        check_capacity(memory, len(pool.words), step.operation, config)
     for name in _MODULO_FIELDS:
         fields[name] = fields.get(name, 0) % (1 << config.address_bits)
     return instruction_layout(config).pack(**fields)

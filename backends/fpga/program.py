@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
-from backends.fpga.allocate import allocate, peak_words
+from backends.base import DoesNotFitError
+from backends.fpga.allocate import allocate, needed_words, peak_words
 from backends.fpga.assemble import assemble
 from backends.fpga.fold import Operation, flatten_inputs, fold
 from backends.fpga.layout import Layouts, plan
@@ -12,7 +14,20 @@ from backends.fpga.schedule import Options, schedule
 from backends.fpga.steps import Step
 from backends.layers import LayerGraph
 from hw.config import AcceleratorConfig
+from hw.isa import Memory, memory_shape
 from sim.program import InstructionInfo, LayerInfo, Program
+
+_ROOMY = 1 << 20
+"""Words of a memory that is large enough to find out what is needed."""
+_OPTIONS = {
+    Memory.WEIGHT: "weights",
+    Memory.PARAMETER: "parameters",
+    Memory.BLOCK: "blocks",
+    Memory.TAP: "taps",
+    Memory.TABLE: "tables",
+    Memory.PROGRAM: "instructions",
+}
+"""Names of the memories in the option --memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +73,49 @@ def build_program(graph: LayerGraph, config: AcceleratorConfig, options: Options
 
 
 def place(planned: Plan, config: AcceleratorConfig) -> Program:
-    """Give a plan its addresses, and pack its images."""
+    """Give a plan its addresses, and pack its images.
+
+    Raises:
+        DoesNotFitError: It names the first layer that does not fit, and all memories that must grow.
+    """
+    try:
+        return _place(planned, config)
+    except DoesNotFitError as error:
+        if sizes := _lacking(planned, config):
+            told = ",".join(f"{name}={size}" for name, size in sizes.items())
+            error.add_note(f"remedy: --memory {told} (as it is, or added to yours), or a smaller network or input")
+        raise
+
+
+def _lacking(planned: Plan, config: AcceleratorConfig) -> dict[str, int]:
+    """Sizes that --memory must name so that a plan fits: activations and weights in bytes, others in words."""
+    needed = needed_words(planned.graph, planned.operations, planned.layouts.maps)
+    needed = -(-needed // config.pixels) * config.pixels
+    sizes = {"activations": needed * config.word_bits // 8} if needed > config.activation_words else {}
+    roomy = replace(
+        config,
+        activation_words=max(needed, config.activation_words),
+        weight_words=_ROOMY,
+        parameter_words=_ROOMY,
+        block_words=_ROOMY,
+        tap_words=_ROOMY,
+        table_words=_ROOMY,
+        instructions=_ROOMY,
+    )
+    try:
+        images = _place(planned, roomy).images
+    except DoesNotFitError:  # a field is too narrow: no memory helps
+        return {}
+    for memory, name in _OPTIONS.items():
+        depth, bits = memory_shape(config, memory)
+        words = len(images[memory])
+        if words > depth:
+            per_size = {Memory.WEIGHT: bits / 8, Memory.TABLE: 1 / 256}.get(memory, 1)
+            sizes[name] = math.ceil(words * per_size)
+    return sizes
+
+
+def _place(planned: Plan, config: AcceleratorConfig) -> Program:
     maps = planned.layouts.maps
     bases = allocate(planned.graph, planned.operations, maps, config)
     steps = [step for group in planned.steps for step in group]

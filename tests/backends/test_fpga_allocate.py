@@ -49,17 +49,17 @@ def test_too_small_a_memory_names_the_layer_and_what_it_needs() -> None:
     needed = max(make_plan(graph, small).peak_words) * 4
     with pytest.raises(DoesNotFitError, match=f"layer 't0': .* need {needed} bytes .* has 32") as caught:
         build_program(graph, small)
-    assert f"remedy: an activation memory of {needed} bytes" in caught.value.__notes__[0]
+    assert f"remedy: --memory activations={needed}" in caught.value.__notes__[0]
 
 
 @pytest.mark.parametrize(
-    ("field", "name"),
-    [("weight_words", "weight"), ("parameter_words", "parameter"), ("block_words", "block"), ("tap_words", "tap"),
-     ("instructions", "program")],
+    ("field", "name", "option"),
+    [("weight_words", "weight", "weights"), ("parameter_words", "parameter", "parameters"),
+     ("block_words", "block", "blocks"), ("tap_words", "tap", "taps"), ("instructions", "program", "instructions")],
 )  # fmt: skip
-def test_every_memory_is_checked(field: str, name: str) -> None:
+def test_every_memory_is_checked(field: str, name: str, option: str) -> None:
     config: AcceleratorConfig = replace(SHAPES["2x1"], **{field: 2})
     graph = random_graph(0, 6, kinds=("conv", "add", "table"))
     with pytest.raises(DoesNotFitError, match=f"layer 't[0-9]': the {name} memory needs [0-9]+ words") as caught:
         build_program(graph, config)
-    assert f"{field}=" in caught.value.__notes__[0]
+    assert f"{option}=" in caught.value.__notes__[0]

@@ -303,3 +303,14 @@ def test_doctor_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch)
     assert result.exit_code == cli.TOOL
     assert "MISSING" in result.stdout
     assert "apt-get install make" in result.stdout
+
+
+def test_the_advice_for_small_memories_names_all_of_them_and_works() -> None:
+    tiny = "activations=1K,weights=1K,parameters=2,blocks=2,taps=2,instructions=2"
+    refused = run("check", CNN, "--memory", tiny)
+    assert refused.exit_code == 5
+    advice = re.search(r"remedy: --memory (\S+)", refused.stderr)
+    assert advice is not None, refused.stderr
+    names = [part.partition("=")[0] for part in advice[1].split(",")]
+    assert names == ["activations", "weights", "parameters", "blocks", "taps", "instructions"]
+    assert run("check", CNN, "--memory", advice[1]).exit_code == 0
