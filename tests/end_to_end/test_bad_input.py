@@ -23,9 +23,7 @@ def test_not_an_onnx_file(tmp_path: Path) -> None:
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
-    ran = compile_it(tmp_path, tmp_path / "nowhere.onnx")
-    assert ran.code in (USAGE, MODEL)
-    assert "nowhere.onnx" in ran.stderr
+    _refused(tmp_path, compile_it(tmp_path, tmp_path / "nowhere.onnx"), MODEL, "nowhere.onnx: no such file", "remedy")
 
 
 def test_truncated_file(tmp_path: Path) -> None:
@@ -145,6 +143,16 @@ def test_unwritable_output_folder(tmp_path: Path) -> None:
     ran = edgec("compile", path, "--target", "fpga", "-o", locked / "out")
     assert ran.code == USAGE, ran.stderr
     assert "locked" in ran.stderr
+
+
+def test_output_where_even_root_may_not_write(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(small_model().SerializeToString())
+    ran = edgec("compile", path, "--target", "fpga", "-o", "/proc/edgec-out")
+    assert ran.code == USAGE, ran.stderr
+    assert "/proc/edgec-out cannot be written" in ran.stderr
+    assert "remedy" in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
 def test_output_inside_a_file(tmp_path: Path) -> None:
