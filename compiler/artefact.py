@@ -148,12 +148,12 @@ def load(folder: Path) -> Manifest:
         if kind != KIND:
             raise ArtefactError(f"{path} is not an edgec manifest")
         if schema != SCHEMA:
-            raise _outdated(f"{path}: schema must be {SCHEMA}, not {schema}")
+            raise damaged(f"{path}: schema must be {SCHEMA}, not {schema}")
         return _parse(document)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, ArtefactError):
             raise
-        raise ArtefactError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        raise damaged(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
 def altered_files(folder: Path, manifest: Manifest) -> list[str]:
@@ -212,7 +212,8 @@ def _refusal(message: str) -> ArtefactError:
     return error
 
 
-def _outdated(message: str) -> ArtefactError:
+def damaged(message: str) -> ArtefactError:
+    """The error for an artefact that only a new compile can mend."""
     error = ArtefactError(message)
     error.add_note("remedy: compile again with this version of edgec")
     return error

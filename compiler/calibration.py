@@ -47,9 +47,7 @@ class Samples:
         return len(next(iter(self.arrays.values())))
 
 
-def read_samples(
-    path: Path, model: ir.Model, *, scale: Sequence[float] = (), mean: Sequence[float] = ()
-) -> Samples:
+def read_samples(path: Path, model: ir.Model, *, scale: Sequence[float] = (), mean: Sequence[float] = ()) -> Samples:
     """Read the samples of `path` for the inputs of `model`.
 
     In a .npz file an input's array has the input's name, or `x` where the model has one input; integer labels are `y`;
@@ -74,8 +72,9 @@ def read_samples(
         rows = _as_rows(array, value, where)
         if _is_float(value) and rows.dtype.kind in "iub" and not (scale or mean):
             warnings.append(
-                f"{where} holds integers ({rows.dtype}) but input '{value.name}' is float: they are used as they are, "
-                f"{rows.min()} to {rows.max()}; --input-scale and --input-mean preprocess them"
+                f"{path.name}: array '{name}' holds integers ({rows.dtype}) but input '{value.name}' is float: they "
+                f"are used as they are, {rows.min()} to {rows.max()}; compile's --input-scale and --input-mean "
+                "preprocess them"
             )
         arrays[str(value.name)] = _checked(_preprocessed(rows, value, scale, mean, where), where)
     _check_counts(path, {name: len(array) for name, array in arrays.items()})
@@ -134,7 +133,7 @@ def _read_npz(path: Path, archive: zipfile.ZipFile, inputs: list[str]) -> dict[s
     missing = [name for name, member in wanted.items() if member not in members or (member != name and len(inputs) > 1)]
     if missing:
         has = ", ".join(sorted(members)) or "nothing"
-        also = " or 'x'" if len(inputs) == 1 else ""
+        also = " or 'x'" if len(inputs) == 1 and missing[0] != "x" else ""
         raise _error(
             f"{path}: no array '{missing[0]}'{also} for the model's input; the file has {has}",
             f"write numpy.savez(path, {', '.join(f'{name}=...' for name in inputs)})",
@@ -200,9 +199,7 @@ def _shape_remedy(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
     return "store one row for each sample, in the shape that the network takes"
 
 
-def _preprocessed(
-    rows: Array, value: ir.Value, scale: Sequence[float], mean: Sequence[float], where: str
-) -> Array:
+def _preprocessed(rows: Array, value: ir.Value, scale: Sequence[float], mean: Sequence[float], where: str) -> Array:
     if not _is_float(value) or not (scale or mean):
         return _cast(rows, value)
     factor = _per_channel(scale or (1.0,), rows, "--input-scale", where)
@@ -252,7 +249,9 @@ def _labels(path: Path, found: tuple[str, Array] | None, count: int, warnings: l
         return None
     _, labels = found
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        warnings.append(f"{path}: labels 'y' are ignored: they must be integers [{count}], not {_described(labels)}")
+        warnings.append(
+            f"{path.name}: labels 'y' are ignored: they must be integers [{count}], not {_described(labels)}"
+        )
         return None
     if len(labels) != count:
         raise _error(f"{path}: {len(labels)} labels 'y' for {count} samples", "give one label for each sample")

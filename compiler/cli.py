@@ -308,13 +308,13 @@ def simulate(
     Example:
       edgec simulate out --input samples.npz --output results.npz
     """
-    from compiler import evaluate
+    from compiler import evaluate, report
 
     with _progress() as progress:
         result = evaluate.simulate_file(folder, inputs, output, limit=limit, wave=wave, progress=progress)
     _warn(result.warnings)
     if as_json:
-        _print(json.dumps(result.facts(), indent=1))
+        _print(json.dumps(report.finite(result.facts()), indent=1))
     else:
         _print(f"{result.samples} samples, {result.cycles:,} cycles each, as scheduled")
         if output:
@@ -348,14 +348,14 @@ def verify(
             folder, limit=inputs, random=random, file=file, wave=wave, progress=progress
         )
     _warn(warnings)
-    if junit:
-        junit.write_text(evaluate.junit(folder.name, facts), encoding="utf-8")
     if as_json:
         _print(json.dumps(evaluate.verify_json(facts), indent=1))
     else:
         _print(report.verdict(facts))
         for line in facts.differences:
             _print(f"  {line}")
+    if junit:
+        junit.write_text(evaluate.junit(folder.name, facts), encoding="utf-8")
     return OK if facts.passed else DIFFERS
 
 
@@ -375,13 +375,13 @@ def eval_command(folder: Path, data: Path, limit: int | None, no_rtl: bool, as_j
     Example:
       edgec eval out --data test.npz
     """
-    from compiler import evaluate
+    from compiler import evaluate, report
 
     with _progress() as progress:
         result = evaluate.evaluate(folder, data, limit=limit, rtl=not no_rtl, progress=progress)
     _warn(result.warnings)
     if as_json:
-        _print(json.dumps(result.facts(), indent=1))
+        _print(json.dumps(report.finite(result.facts()), indent=1))
     else:
         _console().print(result.table())
     return OK if not result.differs else DIFFERS

@@ -67,7 +67,7 @@ class Evaluation:
         table.add_column("what")
         table.add_column("value", justify="right")
         for row in self.rows:
-            table.add_row(row.stage, row.metric, f"{row.value:.2f} {row.unit}")
+            table.add_row(row.stage, row.metric, row.text)
         if self.rtl:
             table.add_row(quality.RTL, "output elements that differ from the reference", f"{self.differs:,}")
         return table
@@ -158,6 +158,8 @@ def junit(name: str, facts: VerifyFacts) -> str:
 
 def _open_hardware(folder: Path) -> Stored:
     opened = stored.open_artefact(folder)
+    if artefact.RTL in opened.manifest.files and not (folder / artefact.RTL).is_file():
+        raise artefact.damaged(f"{folder / artefact.RTL} is missing")
     if not (folder / artefact.RTL).is_file():
         error = ArtefactError(f"{folder} has no {artefact.RTL}: target {opened.manifest.target!r} is not hardware")
         error.add_note("remedy: compile with --target fpga")

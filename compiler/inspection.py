@@ -34,7 +34,7 @@ def facts(folder: Path, *, program: bool) -> dict[str, object]:
 def show(folder: Path, console: Console, *, program: bool) -> None:
     """The report, the files and, if wanted, the instructions."""
     manifest = artefact.load(folder)
-    report.show(report.from_dict(stored.read_report(folder)), console)
+    report.show(_report(folder), console)
     altered = set(artefact.altered_files(folder, manifest))
     table = Table(title="files", title_justify="left")
     for column in ("file", "bytes", "sha256", ""):
@@ -45,6 +45,14 @@ def show(folder: Path, console: Console, *, program: bool) -> None:
     for pc, layer, fields in _instructions(folder) if program else ():
         told = " ".join(f"{name}={value}" for name, value in fields.items() if value)
         console.print(f"{pc:4} {layer}: {told}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _report(folder: Path) -> report.CompileReport:
+    try:
+        return report.from_dict(stored.read_report(folder))
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise artefact.damaged(f"{folder / artefact.REPORT_JSON} is damaged: {reason}") from error
 
 
 def targets() -> dict[str, dict[str, str | list[str]]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from rich.console import Console
@@ -149,12 +149,17 @@ class VerifyFacts:
 
 @dataclass(frozen=True)
 class AccuracyRow:
-    """One number about the quality of a stage: `value` in `unit`."""
+    """One number about the quality of a stage: `value` in `unit`; not finite (null in JSON) without noise or signal."""
 
     stage: str
     metric: str
     value: float
     unit: str
+
+    @property
+    def text(self) -> str:
+        """For people."""
+        return f"{self.value:.2f} {self.unit}" if math.isfinite(self.value) else "n/a"
 
 
 @dataclass(frozen=True)
@@ -206,7 +211,7 @@ class CompileReport:
 def to_json(report: CompileReport) -> str:
     """The text of report.json: stable order, no time of day, non-finite numbers as null."""
     document = {"kind": KIND, "schema": SCHEMA, **asdict(report)}
-    return json.dumps(_finite(document), indent=1) + "\n"
+    return json.dumps(finite(document), indent=1) + "\n"
 
 
 def from_dict(document: Mapping[str, Any]) -> CompileReport:
@@ -222,6 +227,7 @@ def from_dict(document: Mapping[str, Any]) -> CompileReport:
     }
     for name, row in rows.items():
         fields[name] = tuple(row(**_tuples(values)) for values in fields[name])
+    fields["accuracy"] = tuple(replace(a, value=math.nan) if a.value is None else a for a in fields["accuracy"])
     fields["model"] = ModelFacts(**fields["model"])
     fields["target"] = TargetFacts(**fields["target"])
     fields["verify"] = VerifyFacts(**_tuples(fields["verify"])) if fields["verify"] else None
@@ -233,14 +239,14 @@ def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def _finite(value: object) -> object:
-    """JSON has no infinity: a tensor without noise has no SQNR."""
+def finite(value: object) -> object:
+    """For JSON, which has no infinity: a tensor without noise has no SQNR."""
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return value
 
 
@@ -314,7 +320,7 @@ def summary(report: CompileReport) -> list[tuple[str, str]]:
         lines.append(("memory", ", ".join(f"{m.memory} {percent(m.used / m.available)}" for m in report.memory)))
     for metric in dict.fromkeys(row.metric for row in report.accuracy):
         rows = [row for row in report.accuracy if row.metric == metric]
-        lines.append((metric, ", ".join(f"{row.stage} {row.value:.2f} {row.unit}" for row in rows)))
+        lines.append((metric, ", ".join(f"{row.stage} {row.text}" for row in rows)))
     lines.append(("verified", verdict(report.verify)))
     return lines
 

@@ -215,7 +215,7 @@ def _memories(report: CompileReport) -> str:
 def _accuracy(rows: Sequence[AccuracyRow]) -> str:
     """One column for each stage."""
     stages, metrics = dict.fromkeys(row.stage for row in rows), dict.fromkeys(row.metric for row in rows)
-    values = {(row.metric, row.stage): f"{row.value:.2f} {row.unit}" for row in rows}
+    values = {(row.metric, row.stage): row.text for row in rows}
     cells = [(metric, *(values.get((metric, stage), "") for stage in stages)) for metric in metrics]
     return _table(("", *stages), cells, range(1, len(stages) + 1))
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from compiler import artefact
-from compiler.artefact import ArtefactError, Manifest
+from compiler.artefact import Manifest, damaged
 from compiler.host import Host, host_of
 from compiler.lowering import Lowered, lower
 from compiler.partition import partition
@@ -46,8 +47,12 @@ class Stored:
 
     def samples(self) -> Maps:
         """The kept calibration samples, int8 [N, C, H, W] by input tensor of the graph."""
-        with np.load(self.folder / artefact.SAMPLES, allow_pickle=False) as file:
-            return {tensor.name: file[f"input{i}"] for i, tensor in enumerate(self.lowered.graph.inputs)}
+        path = self.folder / artefact.SAMPLES
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return {tensor.name: file[f"input{i}"] for i, tensor in enumerate(self.lowered.graph.inputs)}
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise damaged(f"{path} cannot be read: {error}") from error
 
     def float_model(self) -> ir.Model:
         """The network before quantization."""
@@ -98,11 +103,11 @@ def read_report(folder: Path) -> dict:
     try:
         return json.loads((folder / artefact.REPORT_JSON).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ArtefactError(f"{folder / artefact.REPORT_JSON} cannot be read: {error}") from error
+        raise damaged(f"{folder / artefact.REPORT_JSON} cannot be read: {error}") from error
 
 
 def _read(path: Path) -> ir.Model:
     try:
         return ir.serde.deserialize_model(onnx.ModelProto.FromString(path.read_bytes()))
     except Exception as error:
-        raise ArtefactError(f"{path} cannot be read: {error}") from error
+        raise damaged(f"{path} cannot be read: {error}") from error

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from onnx import TensorProto, helper, numpy_helper
 
 from compiler import cli, pipeline
 from compiler.cli import EXIT_CODES
@@ -314,3 +316,52 @@ def test_the_advice_for_small_memories_names_all_of_them_and_works() -> None:
     names = [part.partition("=")[0] for part in advice[1].split(",")]
     assert names == ["activations", "weights", "parameters", "blocks", "taps", "instructions"]
     assert run("check", CNN, "--memory", advice[1]).exit_code == 0
+
+
+def test_two_paths_to_the_same_samples_give_the_same_bytes(tmp_path: Path) -> None:
+    samples = (np.load(CALIBRATION)["x"] * 16).astype(np.uint8)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "calib.npz", x=samples)
+        result = run("compile", CNN, "--calib", tmp_path / name / "calib.npz", "--target", "reference",
+                     "-o", tmp_path / name / "out")  # fmt: skip
+        assert "holds integers (uint8)" in " ".join(result.stdout.split())
+    first, second = (_contents(tmp_path / name / "out") for name in ("a", "b"))
+    assert first == second
+
+
+def test_outputs_without_noise_can_be_shown_and_are_valid_json(tmp_path: Path) -> None:
+    np.savez(tmp_path / "zeros.npz", x=np.zeros((2, 4), np.float32))
+    _identity(tmp_path / "net.onnx")
+    out = tmp_path / "out"
+    compiled = run(
+        "compile", tmp_path / "net.onnx", "--calib", tmp_path / "zeros.npz", "--target", "reference", "-o", out
+    )
+    assert compiled.exit_code == 0, compiled.stderr
+    assert "quantized n/a" in run("inspect", out).stdout
+    evaluated = run("eval", out, "--data", tmp_path / "zeros.npz", "--json")
+    rows = json.loads(evaluated.stdout, parse_constant=pytest.fail)["rows"]
+    assert [row["value"] for row in rows] == [None, None]
+
+
+@pytest.mark.parametrize("damage", ["{}", '{"layers": 3}', "[]", "not JSON"])
+def test_damaged_report_gives_2_and_a_remedy(tmp_path: Path, compiled: Path, damage: str) -> None:
+    shutil.copytree(compiled, tmp_path / "out")
+    (tmp_path / "out" / "report.json").write_text(damage)
+    result = run("inspect", tmp_path / "out")
+    assert result.exit_code == cli.USAGE
+    assert "report.json" in result.stderr
+    assert "remedy: compile again" in result.stderr
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _identity(path: Path) -> None:
+    """y = x W, W the identity: zeros stay zeros."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 4]) for name in "xy")
+    weights = numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
+    graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"], name="m")], "net", [x], [y], [weights])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    path.write_bytes(model.SerializeToString())
