@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from compiler import model_file, opsets, qdq, qonnx
 from compiler.model_file import ModelError, error
 from passes.base import PassReport, run
 from passes.clean import clean
+from passes.graph import shape_of
 from passes.infer_shapes import InferShapes
 
 __all__ = ["Imported", "ModelError", "Source", "import_model", "load"]
@@ -27,6 +29,8 @@ Shape: TypeAlias = tuple[int, ...]
 
 _DEFAULT = ("", "ai.onnx")
 _SUBGRAPHS = ("If", "Loop", "Scan")
+_ELEMENTS_MAX = 1 << 28
+"""Of one input: a gigabyte of float32."""
 _INTEGER_OPS = ("QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger")
 
 
@@ -292,6 +296,10 @@ def _freeze(
         problems.append(f"{where}: dimension {open_dims[0]} ({name}) of {_readable(tensor.shape)} is dynamic")
         options.append(f"--input-shape {value.name}={','.join(str(d) if d > 0 else '224' for d in shape)}")
         return
+    if math.prod(shape) > _ELEMENTS_MAX:
+        problems.append(f"{where} of shape {list(shape)} has more than {_ELEMENTS_MAX:,} elements")
+        options.append("give a smaller shape")
+        return
     tensor.ClearField("shape")
     tensor.shape.SetInParent()
     for size in shape:
@@ -331,3 +339,21 @@ def _infer(model: ir.Model, path: Path) -> None:
             [f"its shapes contradict each other: {reason}"],
             "give the shape it was exported for with --input-shape",
         ) from cause
+    if problems := [*filter(None, map(_contradiction, model.graph))]:
+        raise error(path, problems, "export the model again, or give the shape it was exported for with --input-shape")
+
+
+def _contradiction(node: ir.Node) -> str | None:
+    """What onnx's inference lets pass: a Conv whose weights or bias do not fit its input."""
+    if node.op_type != "Conv" or node.domain not in _DEFAULT or len(node.inputs) < 2:
+        return None
+    x, w, *bias = map(shape_of, node.inputs)
+    if x is None or w is None:
+        return None
+    groups = node.attributes.get_int("group", 1)
+    where = f"node {node.name!r} (Conv)"
+    if len(x) != len(w) or groups < 1 or x[1] != w[1] * groups or w[0] % groups:
+        return f"{where}: its input of shape {list(x)} does not fit its weights {list(w)}, group {groups}"
+    if bias and bias[0] not in (None, (w[0],)):
+        return f"{where}: its bias must have shape {[w[0]]}, not {list(bias[0])}"
+    return None

@@ -24,6 +24,8 @@ from compiler.operators import (
 from passes.graph import shape_of
 
 _REMEDY = "end the network before the node, or replace it by operators that `edgec targets` lists"
+_REMEDY_TYPE = "convert the network to float32, or export it so"
+_REMEDY_BATCH = "export the network for a batch of 1 (or a dynamic one, which becomes 1)"
 
 
 @dataclass(frozen=True)
@@ -244,7 +246,14 @@ def _nothing(model: ir.Model, computed: list[ir.Node], reasons: dict[ir.Node, st
 
 
 def _unsupported(node: ir.Node, reason: str) -> Unsupported:
-    return Unsupported(_name(node), node.op_type, reason, _REMEDY)
+    sizes = [shape[0] for value in dynamic_inputs(node) if (shape := shape_of(value))]
+    if "a type other than float32" in reason:
+        remedy = _REMEDY_TYPE
+    elif "no map of one sample" in reason and any(size > 1 for size in sizes):
+        remedy = _REMEDY_BATCH
+    else:
+        remedy = _REMEDY
+    return Unsupported(_name(node), node.op_type, reason, remedy)
 
 
 def _name(node: ir.Node) -> str:

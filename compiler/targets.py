@@ -19,7 +19,7 @@ from backends.layers import LayerGraph, macs
 from compiler import costs
 from compiler.costs import Step
 from compiler.report import TargetFacts
-from hw.config import AcceleratorConfig, array_config
+from hw.config import AcceleratorConfig, ConfigError, array_config
 from sim.program import Program
 
 NAMES = {
@@ -36,6 +36,10 @@ MEMORIES = {
     "instructions": ("instructions", None),
 }
 """Name of a memory to (field of the configuration, bits of a word where the size is given in bytes)."""
+
+
+BYTES_MAX, WORDS_MAX = 1 << 30, 1 << 24
+"""No FPGA has more, nor could a simulation hold it."""
 
 
 class OptionError(ValueError):
@@ -103,7 +107,11 @@ def make(options: Choices) -> Target:
         ConfigError: An accelerator cannot have these parameters.
     """
     if options.target == "fpga":
-        return Fpga(_config(options), options.dense)
+        try:
+            return Fpga(_config(options), options.dense)
+        except ConfigError as refusal:
+            refusal.add_note("remedy: correct --array (pixels x rows, for example 16x8) or --memory")
+            raise
     if options.target == "reference":
         return Reference()
     error = OptionError(f"target must be one of {', '.join(NAMES)}, not {options.target!r}")
@@ -210,6 +218,8 @@ def _config(options: Choices) -> AcceleratorConfig:
         if name not in MEMORIES:
             raise OptionError(f"--memory must name one of {', '.join(MEMORIES)}, not {name!r}")
         field, bits = MEMORIES[name]
+        if size > (most := WORDS_MAX if bits is None else BYTES_MAX):
+            raise OptionError(f"--memory {name} must be at most {most}, not {size}")
         words = size if bits is None else -(-size * 8 // bits(config))
         if name == "activations":
             words = -(-words // pixels) * pixels

@@ -75,7 +75,10 @@ class AcceleratorConfig:
         if not 20 <= self.acc_bits <= 32:
             raise ConfigError(f"acc_bits must be in [20, 32], not {self.acc_bits}")
         if self.activation_words % self.pixels or self.activation_words < 2 * self.pixels:
-            raise ConfigError(f"activation_words must be a multiple of {self.pixels}, not {self.activation_words}")
+            raise ConfigError(
+                f"activation_words must be a multiple of {self.pixels}, and at least {2 * self.pixels}, "
+                f"not {self.activation_words}"
+            )
         for name in ("weight_words", "parameter_words", "block_words", "tap_words", "table_words", "instructions"):
             if getattr(self, name) < 2:
                 raise ConfigError(f"{name} must be at least 2, not {getattr(self, name)}")

@@ -70,6 +70,38 @@ def test_unknown_op(tmp_path: Path) -> None:
     _refused(tmp_path, compile_model(tmp_path, model), MODEL, "relu1", "Frobnicate", "remedy")
 
 
+def test_convolution_whose_weights_do_not_fit_its_input(tmp_path: Path) -> None:
+    model = small_model()
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 5
+    ran = compile_model(tmp_path, model)
+    _refused(tmp_path, ran, MODEL, "model.onnx", "node 'conv1' (Conv)", "[1, 5, 8, 8]", "remedy")
+
+
+def test_bias_of_another_length(tmp_path: Path) -> None:
+    model = small_model()
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(99, np.float32), "long_bias"))
+    model.graph.node[0].input.append("long_bias")
+    _refused(tmp_path, compile_model(tmp_path, model), MODEL, "node 'conv1' (Conv)", "its bias must have shape")
+
+
+def test_input_shape_that_no_memory_holds(tmp_path: Path) -> None:
+    model = small_model()
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    ran = compile_model(tmp_path, model, "--input-shape", "x=1,3,999999999,8")
+    _refused(tmp_path, ran, MODEL, "'x'", "999999999", "remedy")
+
+
+def test_batch_of_four(tmp_path: Path) -> None:
+    model = small_model()
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    _refused(tmp_path, compile_model(tmp_path, model), TARGET, "node 'conv1' (Conv)", "[4, 3, 8, 8]", "a batch of 1")
+
+
+@pytest.mark.parametrize("option", [("--memory", "7"), ("--memory", "999999M"), ("--array", "3x5")])
+def test_accelerator_that_cannot_be(tmp_path: Path, option: tuple[str, str]) -> None:
+    _refused(tmp_path, compile_model(tmp_path, small_model(), *option), USAGE, "must be", "not")
+
+
 def test_every_unsupported_node_is_named_at_once(tmp_path: Path) -> None:
     ran = compile_model(tmp_path, model_with_two_unsupported_nodes())
     _refused(tmp_path, ran, TARGET, "first_odd", "second_odd", "remedy")
