@@ -1,6 +1,6 @@
 """From a weight block's place in its stream to the activation word that it multiplies."""
 
-from amaranth import Module, Mux, Signal, unsigned
+from amaranth import Const, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
@@ -8,7 +8,7 @@ from amaranth.utils import ceil_log2
 from hw.config import DELTA_BITS, AcceleratorConfig
 from hw.isa import Memory, memory_shape, tap_layout
 from hw.memory import Memory as Ram
-from hw.multiplier import Multiplier
+from hw.multiplier import OPERAND_BITS, Multiplier
 from hw.pipeline import delay
 from hw.sequencer import struct
 from hw.timing import ADDRESS_STAGE, CHANNEL_STAGE, META_STAGE, TAP_ADDRESS_STAGE, TAP_STAGE
@@ -93,13 +93,21 @@ class AddressGenerator(wiring.Component):
             k.eq(Mux(weight, self.tap.channel + at_tap, 0)),
             start.eq(base + Mux(weight, self.tap.offset, 0)),
         ]
-        plane_bits = max(1, config.channel_bits - config.row_bits)
-        m.submodules.plane = product = Multiplier(
-            unsigned(plane_bits), unsigned(config.address_bits), config.technology
-        )
-        m.d.comb += [product.a.eq(k >> config.row_bits), product.b.eq(self.in_plane)]
         start = delay(m, start, Multiplier.LATENCY, name="start")
-        m.d.sync += self.address.eq(start + product.p)
+        m.d.sync += self.address.eq(start + self._planes(m, k >> config.row_bits))
         if config.row_bits:
             m.d.comb += self.byte.eq(delay(m, k[: config.row_bits], ADDRESS_STAGE - CHANNEL_STAGE, name="byte"))
         return m
+
+    def _planes(self, m: Module, planes: Value) -> Value:
+        """planes * in_plane, Multiplier.LATENCY cycles later; a large memory's addresses need a second multiplier."""
+        config = self._config
+        plane_bits = max(1, config.channel_bits - config.row_bits)
+        total: Value = Const(0)
+        for low in range(0, config.address_bits, OPERAND_BITS):
+            part = self.in_plane[low:low + OPERAND_BITS]
+            product = Multiplier(unsigned(plane_bits), unsigned(len(part)), config.technology)
+            m.submodules[f"plane{low}"] = product
+            m.d.comb += [product.a.eq(planes), product.b.eq(part)]
+            total = total + (product.p << low)
+        return total

@@ -8,6 +8,7 @@ from backends.base import Estimate
 from backends.fpga.program import Plan
 from backends.layers import macs
 from hw.config import AcceleratorConfig
+from hw.multiplier import OPERAND_BITS
 from hw.timing import program_cycles
 
 
@@ -70,4 +71,4 @@ def multipliers(config: AcceleratorConfig) -> int:
     """Hardware multipliers of the whole accelerator: array, requantizers, second operands, and the plane address."""
     array = config.pixels * config.rows
     requantizers = config.drain_lanes * config.rows
-    return array + requantizers + config.rows + 1
+    return array + requantizers + config.rows + -(-config.address_bits // OPERAND_BITS)

@@ -17,8 +17,11 @@ from tests.support.accelerators import SHAPES
 from tests.support.random_layers import random_graph
 
 
+@pytest.mark.parametrize("words", [8192, 1 << 20])  # addresses of more than 18 bits take a second multiplier
 @pytest.mark.parametrize("shape", [(4, 2), (8, 4)])
-def test_multipliers_are_those_of_the_hardware(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_multipliers_are_those_of_the_hardware(
+    shape: tuple[int, int], words: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: Counter[str] = Counter()
     elaborate = multiplier.Multiplier.elaborate
 
@@ -27,7 +30,7 @@ def test_multipliers_are_those_of_the_hardware(shape: tuple[int, int], monkeypat
         return elaborate(self, platform)
 
     monkeypatch.setattr(multiplier.Multiplier, "elaborate", counting)
-    config = array_config(*shape)
+    config = array_config(*shape, activation_words=words)
     Fragment.get(Accelerator(config), None).prepare()
     assert made["multipliers"] == multipliers(config)
 
