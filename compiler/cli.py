@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -207,6 +208,19 @@ def _model_options(command: Callable[P, int | None]) -> Callable[P, int | None]:
     return command
 
 
+class NewFile(click.Path):
+    """A file to write, in a folder that exists: a long simulation must not end in an error."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, writable=True, path_type=Path)
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        path = Path(str(super().convert(value, param, ctx)))  # type: ignore[arg-type]
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+            self.fail(f"{str(path)!r} cannot be written: {str(path.parent)!r} is no folder that can be written to")
+        return path
+
+
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 _model_argument = click.argument("model", type=click.Path(path_type=Path))
 _artefact_argument = click.argument("folder", type=click.Path(path_type=Path))
@@ -294,9 +308,9 @@ def check(model: Path, as_json: bool, **options: object) -> int:
 @cli.command(epilog=EXIT_HELP)
 @_artefact_argument
 @click.option("--input", "inputs", type=click.Path(path_type=Path), required=True, help="Samples, .npz or .npy.")
-@click.option("--output", type=click.Path(path_type=Path), help="Write the network's float outputs here (.npz).")
+@click.option("--output", type=NewFile(), help="Write the network's float outputs here (.npz).")
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first samples.")
-@click.option("--wave", type=click.Path(path_type=Path), help="Write a waveform (.vcd) of the run.")
+@click.option("--wave", type=NewFile(), help="Write a waveform (.vcd) of the run.")
 @_json_option
 @_common
 def simulate(
@@ -327,8 +341,8 @@ def simulate(
 @click.option("--inputs", type=click.IntRange(min=0), default=4, show_default=True, help="Calibration samples to run.")
 @click.option("--random", type=click.IntRange(min=0), default=2, show_default=True, help="Random inputs to run.")
 @click.option("--input", "file", type=click.Path(path_type=Path), help="Samples to run instead, .npz or .npy.")
-@click.option("--wave", type=click.Path(path_type=Path), help="Write a waveform (.vcd) of the run.")
-@click.option("--junit", type=click.Path(path_type=Path), help="Write the verdict as JUnit XML.")
+@click.option("--wave", type=NewFile(), help="Write a waveform (.vcd) of the run.")
+@click.option("--junit", type=NewFile(), help="Write the verdict as JUnit XML.")
 @_json_option
 @_common
 def verify(
@@ -393,7 +407,12 @@ def eval_command(folder: Path, data: Path, limit: int | None, no_rtl: bool, as_j
 @_json_option
 @_common
 def inspect(folder: Path, program: bool, as_json: bool) -> int:
-    """Show what an artefact holds: report, files and their hashes, instructions."""
+    """Show what an artefact holds: report, files and their hashes, instructions.
+
+    \b
+    Example:
+      edgec inspect out --program
+    """
     from compiler import inspection
 
     if as_json:
@@ -407,7 +426,12 @@ def inspect(folder: Path, program: bool, as_json: bool) -> int:
 @_json_option
 @_common
 def doctor(as_json: bool) -> int:
-    """Say which tools are found, which are missing, and how to get each."""
+    """Say which tools are found, which are missing, and how to get each.
+
+    \b
+    Example:
+      edgec doctor --json
+    """
     from compiler import doctor as examination
 
     findings = examination.examine()
@@ -422,7 +446,12 @@ def doctor(as_json: bool) -> int:
 @_json_option
 @_common
 def targets(as_json: bool) -> int:
-    """List the targets and the operators they take."""
+    """List the targets and the operators they take.
+
+    \b
+    Example:
+      edgec targets --json
+    """
     from compiler import inspection
 
     listed = inspection.targets()

@@ -58,7 +58,7 @@ def test_help_lists_exactly_these_commands() -> None:
     assert re.findall(r"^  (\w+) ", text, re.MULTILINE)[: len(HELP)] == sorted(HELP)
 
 
-@pytest.mark.parametrize("command", ["compile", "check", "simulate", "verify", "eval"])
+@pytest.mark.parametrize("command", HELP)
 def test_help_has_an_example(command: str) -> None:
     assert f"\n    edgec {command} " in run(command, "--help").stdout
 
@@ -352,6 +352,26 @@ def test_damaged_report_gives_2_and_a_remedy(tmp_path: Path, compiled: Path, dam
     assert result.exit_code == cli.USAGE
     assert "report.json" in result.stderr
     assert "remedy: compile again" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("simulate", "--input", TEST, "--output"),
+        ("simulate", "--input", TEST, "--wave"),
+        ("verify", "--junit"),
+        ("verify", "--wave"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_the_simulation(
+    tmp_path: Path, compiled: Path, arguments: tuple[str, ...]
+) -> None:
+    command, *options = arguments
+    for place in (tmp_path / "nowhere" / "file", tmp_path):
+        result = run(command, compiled, *options, place)
+        assert result.exit_code == cli.USAGE
+        assert options[-1] in result.stderr
+        assert str(place) in result.stderr
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
