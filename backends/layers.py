@@ -329,9 +329,18 @@ class LayerGraph:
         return tuple(layer for layer in self.layers if any(t.name == tensor.name for t in layer.inputs))
 
 
+def is_selection(layer: Layer) -> bool:
+    """A 1x1 Conv that only picks channels (Slice, Split, Gather): one weight of 1 for each output, exact identity."""
+    if not isinstance(layer, Conv) or layer.kernel != (1, 1) or layer.groups != 1:
+        return False
+    one_hot = bool(np.all(layer.weights >= 0) and np.all(layer.weights.sum(axis=(1, 2, 3), dtype=np.int64) == 1))
+    exact = layer.requantize
+    return one_hot and bool(np.all(exact.multiplier == np.left_shift(1, exact.shift)))
+
+
 def macs(layer: Layer) -> int:
-    """Dense multiply-accumulates of a layer for one sample; 0 for layers without weights."""
-    if not isinstance(layer, Conv):
+    """Dense multiply-accumulates of a layer for one sample; 0 for layers without weights, or that only pick channels."""
+    if not isinstance(layer, Conv) or is_selection(layer):
         return 0
     _, height, width = layer.output.shape
     return int(layer.weights.size) * height * width

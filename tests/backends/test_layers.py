@@ -29,6 +29,15 @@ def test_sizes_and_macs() -> None:
     assert macs(_pool()) == 0
 
 
+def test_picking_channels_is_no_arithmetic() -> None:
+    weights = np.zeros((4, 4, 1, 1), np.int8)
+    weights[np.arange(4), [2, 0, 3, 3]] = 1
+    assert macs(Conv("pick", X, Y, weights, REQUANTIZE)) == 0
+    assert macs(Conv("scale", X, Y, weights * 2, REQUANTIZE)) == 4 * 4 * 30
+    weights[0, 1] = 1
+    assert macs(Conv("sum", X, Y, weights, REQUANTIZE)) == 4 * 4 * 30
+
+
 def test_depthwise_is_one_input_channel_per_output() -> None:
     assert _conv(4).is_depthwise
     assert not _conv(2).is_depthwise
