@@ -339,7 +339,7 @@ def is_selection(layer: Layer) -> bool:
 
 
 def macs(layer: Layer) -> int:
-    """Dense multiply-accumulates of a layer for one sample; 0 for layers without weights, or that only pick channels."""
+    """Dense multiply-accumulates of a layer for one sample; 0 without weights, or where it only picks channels."""
     if not isinstance(layer, Conv) or is_selection(layer):
         return 0
     _, height, width = layer.output.shape
