@@ -31,7 +31,7 @@ ZOO = {
 
 @pytest.mark.slow
 @pytest.mark.verilator
-@pytest.mark.parametrize("array", ["16x8", "8x2"])
+@pytest.mark.parametrize("array", ["16x8", pytest.param("8x2", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_mlperf_tiny_network_compiles_and_verifies(tmp_path: Path, name: str, array: str) -> None:
     model, data, scale, cycles = NETWORKS[name]

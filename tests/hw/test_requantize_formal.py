@@ -52,6 +52,6 @@ class MultiplyAddSpec(wiring.Component):
         return m
 
 
-@pytest.mark.parametrize("acc_bits", [20, pytest.param(22, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("acc_bits", [20, pytest.param(22, marks=[pytest.mark.slow, pytest.mark.nightly])])
 def test_multiply_add_contract(tmp_path: Path, acc_bits: int) -> None:
     prove(MultiplyAddSpec(AcceleratorConfig(acc_bits=acc_bits)), tmp_path, mode="bmc", depth=MultiplyAdd.LATENCY + 1)

@@ -59,6 +59,8 @@ class RoundShiftSpec(wiring.Component):
         return m
 
 
-@pytest.mark.parametrize("value_bits", [20, *(pytest.param(bits, marks=pytest.mark.slow) for bits in (35, 49))])
+@pytest.mark.parametrize("value_bits", [
+    20, pytest.param(35, marks=[pytest.mark.slow, pytest.mark.nightly]), pytest.param(49, marks=pytest.mark.slow),
+])
 def test_round_shift_contract(tmp_path: Path, value_bits: int) -> None:
     prove(RoundShiftSpec(value_bits), tmp_path, mode="bmc", depth=RoundShift.LATENCY + 1)
