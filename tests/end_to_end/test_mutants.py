@@ -73,9 +73,7 @@ def test_one_bit_of_a_program_word(artefact: Path, tmp_path: Path, number: int) 
     _caught(artefact, tmp_path, Memory.PROGRAM, number)
 
 
-@pytest.mark.parametrize("name", [
-    *list(RTL_MUTANTS)[:3], *(pytest.param(name, marks=pytest.mark.nightly) for name in list(RTL_MUTANTS)[3:]),
-])
+@pytest.mark.parametrize("name", RTL_MUTANTS)
 def test_one_constant_of_the_rtl(odd_artefact: Path, tmp_path: Path, name: str) -> None:
     module, text, changed = RTL_MUTANTS[name]
     folder = _copy(odd_artefact, tmp_path)
