@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from backends.fpga.program import MEMORY_NAMES
 from backends.layers import Conv, Layer, LayerGraph, macs
 from compiler.report import LayerRow, MapEntry, MemoryUse, utilisation
 from hw.config import DATA_BITS
@@ -91,18 +92,8 @@ def memory_uses(program: Program) -> tuple[MemoryUse, ...]:
     for memory in Memory:
         if memory is not Memory.TENSOR:
             words, bits = memory_shape(config, memory)
-            uses.append(MemoryUse(_PLURAL[memory], len(program.images.get(memory, ())), words, bits))
+            uses.append(MemoryUse(MEMORY_NAMES[memory], len(program.images.get(memory, ())), words, bits))
     return tuple(uses)
-
-
-_PLURAL = {
-    Memory.WEIGHT: "weights",
-    Memory.PARAMETER: "parameters",
-    Memory.BLOCK: "blocks",
-    Memory.TAP: "taps",
-    Memory.TABLE: "tables",
-    Memory.PROGRAM: "instructions",
-}
 
 
 def activation_map(graph: LayerGraph, steps: Sequence[Step], program: Program) -> tuple[MapEntry, ...]:

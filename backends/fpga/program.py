@@ -19,7 +19,7 @@ from sim.program import InstructionInfo, LayerInfo, Program
 
 _ROOMY = 1 << 20
 """Words of a memory that is large enough to find out what is needed."""
-_OPTIONS = {
+MEMORY_NAMES = {
     Memory.WEIGHT: "weights",
     Memory.PARAMETER: "parameters",
     Memory.BLOCK: "blocks",
@@ -27,7 +27,7 @@ _OPTIONS = {
     Memory.TABLE: "tables",
     Memory.PROGRAM: "instructions",
 }
-"""Names of the memories in the option --memory."""
+"""Names of the memories in reports and in the option --memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +106,7 @@ def _lacking(planned: Plan, config: AcceleratorConfig) -> dict[str, int]:
         images = _place(planned, roomy).images
     except DoesNotFitError:  # a field is too narrow: no memory helps
         return {}
-    for memory, name in _OPTIONS.items():
+    for memory, name in MEMORY_NAMES.items():
         depth, bits = memory_shape(config, memory)
         words = len(images[memory])
         if words > depth:
