@@ -65,7 +65,7 @@ def _cholesky(matrix: Matrix) -> Matrix:
     share = 0.0
     for _ in range(_RETRIES):
         try:
-            return np.linalg.cholesky(damped(matrix, share) if share else matrix)
+            return np.asarray(np.linalg.cholesky(damped(matrix, share) if share else matrix), np.float64)
         except np.linalg.LinAlgError:
             share = 10 * share if share else DAMPING
     raise ValueError("the matrix is not positive definite, however much it is damped")
