@@ -1,0 +1,206 @@
+"""Rounding of a layer's weights, one input after the other: what one column errs, the columns behind it make good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from passes.solvers.hessian import Matrix, Vector, inverse_factor
+
+Column: TypeAlias = Callable[[Vector, int, float], Vector]
+"""(values [rows], tap, what a squared error of this tap costs once the taps behind it have made good) -> new values."""
+
+BLOCK = 128
+SWEEPS_MAX = 16
+_FRACTIONS = np.linspace(1.0, 0.35, 40)
+
+
+def sweep(weights: Matrix, hessian: Matrix, column: Column) -> Matrix:
+    """Replace the columns of `weights` one by one, most active input first, and compensate in the others.
+
+    q_j = column(w_j); e = (w_j - q_j) / U_jj; w_k -= e U_jk for all k behind j, in blocks of 128 columns.
+
+    Args:
+        weights: float64 [rows, taps].
+        hessian: Damped H, float64 [taps, taps].
+        column: Rounds, prunes, or both.
+
+    Returns:
+        float64 [rows, taps], made of what `column` returned.
+
+    Source: Frantar et al., GPTQ, ICLR 2023, algorithm 1, with the order of descending H_jj.
+    """
+    order = np.argsort(-np.diagonal(hessian), kind="stable")
+    upper = inverse_factor(hessian[np.ix_(order, order)])
+    work, result = weights[:, order].copy(), np.empty_like(weights)
+    taps = work.shape[1]
+    for start in range(0, taps, BLOCK):
+        end = min(start + BLOCK, taps)
+        errors = np.empty((len(work), end - start))
+        for j in range(start, end):
+            pivot = float(upper[j, j])
+            chosen = column(work[:, j], int(order[j]), pivot**-2)
+            result[:, order[j]] = chosen
+            errors[:, j - start] = (work[:, j] - chosen) / pivot
+            work[:, j + 1 : end] -= errors[:, j - start, None] * upper[j, j + 1 : end]
+        work[:, end:] -= errors @ upper[start:end, end:]
+    return result
+
+
+def mse_scales(weights: Matrix, limit: int, hessian_diagonal: Vector | None = None) -> Vector:
+    """The scale of each row with the least squared rounding error, of 40 between 100 % and 35 % of max|w| / limit.
+
+    Args:
+        weights: float64 [rows, taps].
+        limit: Largest magnitude of a code.
+        hessian_diagonal: Weight of each tap's error, float64 [taps]; None counts all alike.
+
+    Returns:
+        float64 [rows]; 1 for a row of zeros.
+
+    Source: Choukroun et al., Low-bit Quantization of Neural Networks
+        for Efficient Inference, ICCV Workshops 2019, section 3.
+    """
+    peak = np.abs(weights).max(axis=1, initial=0.0)
+    full = np.where(peak > 0, peak, limit) / limit
+    best, scale = np.full(len(weights), np.inf), full.copy()
+    for fraction in _FRACTIONS:
+        tried = full * fraction
+        rounded = np.clip(np.rint(weights / tried[:, None]), -limit, limit) * tried[:, None]
+        squares = np.square(rounded - weights)
+        error = squares.sum(axis=1) if hessian_diagonal is None else squares @ hessian_diagonal
+        scale = np.where(error < best, tried, scale)
+        best = np.minimum(error, best)
+    return scale
+
+
+@dataclass(frozen=True, eq=False)
+class Rate:
+    """What codes cost to store, in units of the loss.
+
+    Attributes:
+        price: Loss that one bit is worth.
+        bits: Of every code from -limit to limit, float64 [2 * limit + 1].
+    """
+
+    price: float
+    bits: Vector
+
+    def cost(self, codes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """price * bits of integers in -limit..limit."""
+        limit = len(self.bits) // 2
+        return np.asarray(self.price * self.bits[codes.astype(np.int64) + limit])
+
+
+def code_lengths(codes: NDArray[np.float64], limit: int) -> Vector:
+    """Bits of every code from -limit to limit by the codes' own frequencies, smoothed; symmetric in the sign."""
+    counts = np.bincount(np.abs(codes).astype(np.int64).ravel(), minlength=limit + 1).astype(np.float64)
+    counts[1:] = counts[1:] / 2
+    # The tail of few samples is made geometric: a code that was not seen yet can still be written.
+    smooth = counts + 0.5 * 0.5 ** np.arange(limit + 1)
+    both = np.concatenate([smooth[:0:-1], smooth])
+    return np.asarray(-np.log2(both / both.sum()))
+
+
+def gptq(
+    weights: Matrix,
+    hessian: Matrix,
+    scale: Vector,
+    limit: int,
+    *,
+    importance: Vector | None = None,
+    rate: Rate | None = None,
+    keep: NDArray[np.bool_] | None = None,
+) -> Matrix:
+    """Integer codes of `weights` by the GPTQ sweep, float64 [rows, taps].
+
+    Args:
+        weights: float64 [rows, taps].
+        hessian: Damped H.
+        scale: float64 [rows].
+        limit: Largest magnitude of a code.
+        importance: What a row's loss counts, float64 [rows]; matters with `rate` alone.
+        rate: Lets a code that is cheaper to store win where it costs less than it saves.
+        keep: bool [rows, taps]; codes elsewhere are 0, and compensated.
+    """
+
+    def column(values: Vector, tap: int, cost: float) -> Vector:
+        exact = values / scale
+        chosen = np.clip(np.rint(exact), -limit, limit)
+        if rate is not None:
+            weight = cost * np.square(scale) * (1.0 if importance is None else importance)
+            chosen = _cheapest(exact, chosen, weight, rate)
+        if keep is not None:
+            chosen = np.where(keep[:, tap], chosen, 0.0)
+        return chosen * scale
+
+    return np.rint(sweep(weights, hessian, column) / scale[:, None])
+
+
+def _cheapest(exact: Vector, nearest: Vector, weight: Vector, rate: Rate) -> Vector:
+    """Of the nearest integer, the next one towards 0 and 0: the one with the least weighted error plus rate."""
+    candidates = np.stack([nearest, nearest - np.sign(nearest), np.zeros_like(nearest)])
+    costs = weight * np.square(exact - candidates) + rate.cost(candidates)
+    return np.take_along_axis(candidates, costs.argmin(axis=0)[None], axis=0)[0]
+
+
+def polish(
+    exact: Matrix,
+    codes: Matrix,
+    hessian: Matrix,
+    limit: int,
+    *,
+    weight: Vector | None = None,
+    rate: Rate | None = None,
+    keep: NDArray[np.bool_] | None = None,
+    reach: float = np.inf,
+    sweeps: int = SWEEPS_MAX,
+) -> Matrix:
+    """Codes whose loss (q - w) H (q - w)^T, plus rate, is no larger than that of `codes`: one weight at a time.
+
+    Args:
+        exact: w in units of the row's scale, float64 [rows, taps].
+        codes: q to start from, integers in float64 [rows, taps].
+        hessian: H, float64 [taps, taps].
+        limit: Largest magnitude of a code.
+        weight: importance * scale**2 of every row, float64 [rows]: needed with `rate`.
+        rate: As in `gptq`.
+        keep: bool [rows, taps]: codes elsewhere stay.
+        reach: Every code stays within this of `exact`.
+        sweeps: At most.
+
+    Source: Nagel et al., Up or Down?, ICML 2020, section 3: the same objective, by coordinate descent.
+    """
+    q, variance = codes.copy(), np.maximum(np.diagonal(hessian), np.finfo(np.float64).tiny)
+    low = np.maximum(np.ceil(exact - reach), -limit) if np.isfinite(reach) else np.full_like(exact, -limit)
+    high = np.minimum(np.floor(exact + reach), limit) if np.isfinite(reach) else np.full_like(exact, limit)
+    free = (low <= high) if keep is None else (low <= high) & keep
+    slope = (q - exact) @ hessian
+    each = np.ones(len(q)) if weight is None else weight
+    for _ in range(sweeps):
+        has_moved = False
+        for tap in range(q.shape[1]):
+            best = q[:, tap] - slope[:, tap] / variance[tap]
+            new = np.clip(np.rint(best), low[:, tap], high[:, tap])
+            if rate is not None:
+                new = _cheapest(best, new, each * variance[tap], rate)
+                new = _if_better(new, q[:, tap], best, each * variance[tap], rate)
+            step = np.where(free[:, tap], new - q[:, tap], 0.0)
+            if step.any():
+                has_moved = True
+                q[:, tap] += step
+                slope += step[:, None] * hessian[tap]
+        if not has_moved:
+            break
+    return q
+
+
+def _if_better(new: Vector, old: Vector, best: Vector, weight: Vector, rate: Rate) -> Vector:
+    """`new` where it costs truly less than `old`: so the descent ends."""
+    before = weight * np.square(old - best) + rate.cost(old)
+    after = weight * np.square(new - best) + rate.cost(new)
+    return np.where(after < before - 1e-12 * np.abs(before), new, old)
