@@ -1,0 +1,111 @@
+"""Second moments of what a layer reads and of what it should answer, gathered sample after sample."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from passes import statistics
+from passes.layer import POSITIONS_MAX, Layer, layers
+from passes.solvers.hessian import damped
+from passes.statistics import Arrays, Progress
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Moments over samples and positions.
+
+    Attributes:
+        count: Positions seen.
+        mean: Of what is read, float64 [groups, taps].
+        square: E[x x^T], padding included, float64 [groups, taps, taps].
+        answer: Mean of the wanted responses, float64 [groups, rows], or None where none were given.
+        cross: E[y x^T] with y the wanted response, float64 [groups, rows, taps], or None.
+    """
+
+    count: int
+    mean: NDArray[np.float64]
+    square: NDArray[np.float64]
+    answer: NDArray[np.float64] | None = None
+    cross: NDArray[np.float64] | None = None
+
+    @property
+    def covariance(self) -> NDArray[np.float64]:
+        """E[(x - mean)(x - mean)^T], float64 [groups, taps, taps]: the loss where the bias takes up the mean."""
+        return self.square - self.mean[:, :, None] * self.mean[:, None, :]
+
+    @property
+    def cross_covariance(self) -> NDArray[np.float64] | None:
+        """E[(y - answer)(x - mean)^T], float64 [groups, rows, taps]."""
+        if self.cross is None or self.answer is None:
+            return None
+        return self.cross - self.answer[:, :, None] * self.mean[:, None, :]
+
+    def hessian(self, share: float = 0.1) -> NDArray[np.float64]:
+        """The covariance, damped by `share` of its mean diagonal, more where positions are fewer than taps."""
+        share = max(share, self.mean.shape[1] / max(self.count, 1))
+        return np.stack([damped(each, share) for each in self.covariance])
+
+
+class Gatherer:
+    """Adds up the moments of one layer. Sums are float64, products of one sample float32, in the order of the samples.
+
+    Args:
+        layer: The layer.
+        positions: Of one sample, at most about as many.
+    """
+
+    def __init__(self, layer: Layer, positions: int = POSITIONS_MAX) -> None:
+        self._layer, self._positions = layer, positions
+        self._count = 0
+        self._sum = np.zeros((layer.groups, layer.taps))
+        self._square = np.zeros((layer.groups, layer.taps, layer.taps))
+        self._answer = np.zeros((layer.groups, layer.rows))
+        self._cross = np.zeros((layer.groups, layer.rows, layer.taps))
+        self._has_answers = False
+
+    def add(self, sample: NDArray[np.float32], wanted: NDArray[np.float32] | None = None) -> None:
+        """One sample's input [1, C, ...], and the wanted responses as `Layer.responses` gives them."""
+        seen = self._layer.patches(sample, self._positions)
+        self._count += seen.shape[2]
+        self._sum += seen.sum(axis=2, dtype=np.float64)
+        turned = seen.transpose(0, 2, 1)
+        self._square += np.matmul(seen, turned)
+        if wanted is not None:
+            self._has_answers = True
+            self._answer += wanted.sum(axis=2, dtype=np.float64)
+            self._cross += np.matmul(wanted, turned)
+
+    def moments(self) -> Moments:
+        """What was gathered so far; at least one sample."""
+        n = self._count
+        answers = (self._answer / n, self._cross / n) if self._has_answers else (None, None)
+        return Moments(n, self._sum / n, self._square / n, *answers)
+
+
+def collect_moments(
+    model: ir.Model, samples: Arrays, names: Iterable[str], *, progress: Progress | None = None
+) -> dict[str, Moments]:
+    """Moments of the inputs and outputs of the named layers of `model` itself.
+
+    Args:
+        model: Any model that onnxruntime runs.
+        samples: Inputs by name, [N, ...].
+        names: Of weighted nodes (see passes.layer.layers).
+        progress: Told ("gram", done, total).
+    """
+    known, wanted = layers(model), list(names)
+    nodes = {str(node.name): node for node in model.graph}
+    source = {name: str(nodes[name].inputs[0].name) for name in wanted}  # type: ignore[union-attr]
+    gatherers = {name: Gatherer(known[name]) for name in wanted}
+    total = statistics.count(samples)
+    for done, values in enumerate(statistics.run(model, samples, dict.fromkeys(source.values())), 1):
+        for name, gatherer in gatherers.items():
+            gatherer.add(values[source[name]])
+        if progress:
+            progress("gram", done, total)
+    return {name: gatherer.moments() for name, gatherer in gatherers.items()}
