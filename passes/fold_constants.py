@@ -120,10 +120,14 @@ def _is_read_outside(value: ir.Value, nodes: set[ir.Node]) -> bool:
 
 
 def _run_on_onnxruntime(model: ir.Model, nodes: list[ir.Node], wanted: list[ir.Value]) -> dict[str, Array]:
-    """Evaluate `nodes` alone: their constants become the inputs of a little model."""
+    """Evaluate `nodes` alone: their constants become the inputs of a little model.
+
+    Those of a type that onnxruntime takes from no numpy array (int4, uint4) become its initializers.
+    """
     feeds: dict[str, Array] = {}
     twins: dict[ir.Value, ir.Value] = {}
     inputs: list[ir.Value] = []
+    initializers: list[ir.Value] = []
     copies = []
     for node in nodes:
         for value in node.inputs:
@@ -131,9 +135,13 @@ def _run_on_onnxruntime(model: ir.Model, nodes: list[ir.Node], wanted: list[ir.V
                 array = constant(value)
                 assert array is not None
                 assert value.name
-                feeds[value.name] = array
                 twins[value] = ir.Value(name=value.name, type=value.type, shape=ir.Shape(array.shape))
-                inputs.append(twins[value])
+                if array.dtype.isbuiltin == 1:
+                    feeds[value.name] = array
+                    inputs.append(twins[value])
+                else:
+                    twins[value].const_value = value.const_value
+                    initializers.append(twins[value])
         copy = ir.Node(
             node.domain,
             node.op_type,
@@ -146,9 +154,9 @@ def _run_on_onnxruntime(model: ir.Model, nodes: list[ir.Node], wanted: list[ir.V
             new.name, new.type, new.shape = old.name, old.type, old.shape
             twins[old] = new
         copies.append(copy)
-    graph = ir.Graph(
-        inputs, [twins[v] for v in wanted], nodes=copies, name="constants", opset_imports=dict(model.opset_imports)
-    )
+    outputs = [twins[v] for v in wanted]
+    opsets = dict(model.opset_imports)
+    graph = ir.Graph(inputs, outputs, nodes=copies, initializers=initializers, name="constants", opset_imports=opsets)
     proto = ir.serde.serialize_model(ir.Model(graph, ir_version=model.ir_version))
     session = ort.InferenceSession(proto.SerializeToString(), _quiet(), providers=["CPUExecutionProvider"])
     names = [str(v.name) for v in wanted]
