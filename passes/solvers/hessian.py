@@ -46,7 +46,7 @@ def damped(hessian: Matrix, share: float = DAMPING) -> Matrix:
 
 def inverse(hessian: Matrix) -> Matrix:
     """H^-1 of a damped H, symmetric; damps further where it is still not positive definite."""
-    lower = _cholesky(hessian)
+    lower = cholesky(hessian)
     half = np.linalg.solve(lower, np.eye(len(lower)))
     return half.T @ half
 
@@ -58,10 +58,15 @@ def inverse_factor(hessian: Matrix) -> Matrix:
 
     Source: Frantar et al., GPTQ, ICLR 2023, section 3.3, step 3.
     """
-    return np.ascontiguousarray(_cholesky(inverse(hessian)).T)
+    return np.ascontiguousarray(cholesky(inverse(hessian)).T)
 
 
-def _cholesky(matrix: Matrix) -> Matrix:
+def cholesky(matrix: Matrix) -> Matrix:
+    """The lower triangular L of L L^T = matrix, damped as far as that takes.
+
+    Raises:
+        ValueError: No damping helps.
+    """
     share = 0.0
     for _ in range(_RETRIES):
         try:
