@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
+from compiler.images import Fit, ImageOptions, Order
+
 KIND = "edgec-artefact"
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -52,10 +54,12 @@ class Preprocessing:
     Attributes:
         scale: One factor, or one for each channel; empty is 1.
         mean: Likewise; empty is 0.
+        images: How images become samples before that.
     """
 
     scale: tuple[float, ...] = ()
     mean: tuple[float, ...] = ()
+    images: ImageOptions = ImageOptions()
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,7 @@ def altered_files(folder: Path, manifest: Manifest) -> list[str]:
 
 
 def _parse(document: dict[str, object]) -> Manifest:
-    preprocessing, ranges = _mapping(document["preprocessing"]), _mapping(document["input_ranges"])
+    ranges = _mapping(document["input_ranges"])
     files = {name: FileEntry(**_mapping(entry)) for name, entry in _mapping(document["files"]).items()}
     for name in files:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
@@ -175,11 +179,20 @@ def _parse(document: dict[str, object]) -> Manifest:
         network=str(document["network"]),
         target=str(document["target"]),
         edgec=str(document["edgec"]),
-        preprocessing=Preprocessing(**{key: tuple(value) for key, value in preprocessing.items()}),
+        preprocessing=_preprocessing(_mapping(document["preprocessing"])),
         input_ranges={name: (float(low), float(high)) for name, (low, high) in ranges.items()},
         options=_mapping(document["options"]),
         tools=_mapping(document["tools"]),
         files=files,
+    )
+
+
+def _preprocessing(facts: dict) -> Preprocessing:
+    images = {**asdict(ImageOptions()), **_mapping(facts.get("images", {}))}
+    return Preprocessing(
+        scale=tuple(map(float, facts["scale"])),
+        mean=tuple(map(float, facts["mean"])),
+        images=ImageOptions(Order(images["order"]), Fit(images["fit"])),
     )
 
 

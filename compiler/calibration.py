@@ -1,30 +1,30 @@
-"""Reads sample inputs (.npz, .npy) for a model, checks them, and applies the preprocessing that the user states.
+"""Samples for a model, from .npz and .npy files and folders of images: checked, preprocessed as the user states.
 
-The files are not trusted: nothing is unpickled, and sizes are checked before anything is allocated.
+What does not fit in memory lies on disk, in a file that has no name and ends with the process: arrays are memory maps
+then, and everything that takes arrays takes them.
 """
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Sequence
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-Array: TypeAlias = NDArray[np.generic]
+from compiler import images, sample_file
+from compiler.images import ImageOptions
+from compiler.sample_file import LABELS, Array, CalibrationError, Rows, failure
 
-BYTES_MAX = 4 << 30
-"""An array that would take more, read and converted to float32, is refused."""
+__all__ = ["CalibrationError", "ImageOptions", "Samples", "read_labelled", "read_samples", "synthetic_samples"]
+
+RESIDENT_BYTES = 256 << 20
+"""A larger array lies on disk."""
 SYNTHETIC_COUNT = 16
-
-
-class CalibrationError(ValueError):
-    """Samples that cannot be read or do not fit the model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class Samples:
     """Inputs for a model, one row for each sample.
 
     Attributes:
-        arrays: By input name, [N, ...], in the model's dtype, preprocessed, finite.
+        arrays: By input name, [N, ...], in the model's dtype, preprocessed, finite; memory maps where they are large.
         labels: int64 [N], or None where the file has none.
         warnings: What the user should know.
     """
@@ -47,39 +47,88 @@ class Samples:
         return len(next(iter(self.arrays.values())))
 
 
-def read_samples(path: Path, model: ir.Model, *, scale: Sequence[float] = (), mean: Sequence[float] = ()) -> Samples:
+@dataclass(frozen=True, eq=False)
+class _Source:
+    """Where the samples of one input come from, and what happens to them.
+
+    Attributes:
+        rows: As they are stored.
+        value: The model's input.
+        where: Words to name it by.
+        channel_axis: To which --input-scale and --input-mean apply.
+        is_array: Rather than images.
+    """
+
+    rows: Rows
+    value: ir.Value
+    where: str
+    channel_axis: int = 1
+    is_array: bool = True
+
+
+def read_samples(
+    path: Path,
+    model: ir.Model,
+    *,
+    scale: Sequence[float] = (),
+    mean: Sequence[float] = (),
+    image_options: ImageOptions | None = None,
+) -> Samples:
     """Read the samples of `path` for the inputs of `model`.
 
     In a .npz file an input's array has the input's name, or `x` where the model has one input; integer labels are `y`;
-    other arrays are ignored. A .npy file holds the one input. A single sample without the batch axis is one row.
+    other arrays are ignored. A .npy file holds the one input. A single sample without the batch axis is one row. A
+    folder holds images for the one input, or one sub-folder of them for each class.
 
     Args:
-        path: A .npz or .npy file.
+        path: A .npz or .npy file, or a folder of images.
         model: With static input shapes [1, ...].
-        scale, mean: x = (sample - mean) * scale, computed in float64: one number, or one for each channel (axis 1);
-            empty is 1 and 0. Float inputs alone are preprocessed.
+        scale, mean: x = (sample - mean) * scale, computed in float64: one number, or one for each channel (axis 1;
+            of images the axis that has 1 or 3); empty is 1 and 0. Float inputs alone are preprocessed.
+        image_options: How images become samples.
 
     Raises:
         CalibrationError: Names the file, the array, what was expected, and the remedy.
     """
-    inputs = list(model.graph.inputs)
-    found = _read_arrays(path, [str(value.name) for value in inputs])
-    arrays: dict[str, Array] = {}
     warnings: list[str] = []
-    for value in inputs:
-        name, array = found[str(value.name)]
-        where = f"{path}: array '{name}'"
-        rows = _as_rows(array, value, where)
-        if _is_float(value) and rows.dtype.kind in "iub" and not (scale or mean):
-            warnings.append(
-                f"{path.name}: array '{name}' holds integers ({rows.dtype}) but input '{value.name}' is float: they "
-                f"are used as they are, {rows.min()} to {rows.max()}; compile's --input-scale and --input-mean "
-                "preprocess them"
-            )
-        arrays[str(value.name)] = _checked(_preprocessed(rows, value, scale, mean, where), where)
-    _check_counts(path, {name: len(array) for name, array in arrays.items()})
-    labels = _labels(path, found.get("y"), len(next(iter(arrays.values()))), warnings)
-    return Samples(arrays, labels, tuple(warnings))
+    if path.is_dir():
+        sources, labels = _open_images(path, model, image_options or ImageOptions(), warnings)
+    else:
+        sources, labels = _open_arrays(path, model)
+    for source in sources:
+        _check_rows(source)
+    _check_counts(path, {str(source.value.name): _count(source) for source in sources})
+    arrays = {str(source.value.name): _read(source, scale, mean, warnings, path.name) for source in sources}
+    count = len(next(iter(arrays.values())))
+    return Samples(arrays, _labels(path, labels, count, warnings), tuple(warnings))
+
+
+def read_labelled(
+    path: Path,
+    model: ir.Model,
+    *,
+    classes: int | None = None,
+    scale: Sequence[float] = (),
+    mean: Sequence[float] = (),
+    image_options: ImageOptions | None = None,
+) -> Samples:
+    """As read_samples, for a metric that needs labels: they are there, not negative, and below `classes`.
+
+    Raises:
+        CalibrationError: There are none, or they are no class numbers; the message names the file and the remedy.
+    """
+    samples = read_samples(path, model, scale=scale, mean=mean, image_options=image_options)
+    remedy = "write numpy.savez(path, x=inputs, y=class_numbers), or name a labelled file with --eval"
+    if path.is_dir():
+        remedy = "put the images of each class in a sub-folder of its own, or name labelled samples with --eval"
+    if samples.labels is None:
+        ignored = [warning for warning in samples.warnings if f"labels '{LABELS}' are ignored" in warning]
+        raise failure(ignored[0] if ignored else f"{path}: the samples have no labels '{LABELS}'", remedy)
+    low, high = int(samples.labels.min()), int(samples.labels.max())
+    if low < 0 or (classes is not None and high >= classes):
+        wanted = "class numbers from 0" + (f" to {classes - 1}" if classes is not None else "")
+        raise failure(f"{path}: labels '{LABELS}' must be {wanted}, not {low if low < 0 else high}", remedy)
+    return samples
 
 
 def synthetic_samples(model: ir.Model, seed: int, count: int = SYNTHETIC_COUNT) -> Samples:
@@ -98,99 +147,75 @@ def synthetic_samples(model: ir.Model, seed: int, count: int = SYNTHETIC_COUNT) 
     return Samples(arrays, None, (warning,))
 
 
-# Files
+# Where samples come from
 
 
-def _read_arrays(path: Path, inputs: list[str]) -> dict[str, tuple[str, Array]]:
-    """Input name (and "y" for labels) to the name and contents of its array."""
-    if not path.is_file():
-        raise _error(f"{path}: no such file", "give a .npz or .npy file with sample inputs")
-    try:
-        with path.open("rb") as file:
-            if file.read(len(npy.MAGIC_PREFIX)) == npy.MAGIC_PREFIX:
-                file.seek(0)
-                return _read_npy(path, file, inputs)
-        with zipfile.ZipFile(path) as archive:
-            return _read_npz(path, archive, inputs)
-    except zipfile.BadZipFile:
-        raise _error(f"{path}: neither a .npz nor a .npy file", "write it with numpy.savez(path, x=inputs)") from None
-    except (EOFError, OSError, zipfile.LargeZipFile, NotImplementedError) as error:
-        raise _error(f"{path}: cannot be read: {error}", "write it again with numpy.savez(path, x=inputs)") from error
+def _open_arrays(path: Path, model: ir.Model) -> tuple[list[_Source], Rows | None]:
+    inputs = list(model.graph.inputs)
+    found = sample_file.open_arrays(path, [str(value.name) for value in inputs])
+    sources = [
+        _Source(rows, value, f"{path}: array '{rows.name}'")
+        for value in inputs
+        for rows in [found[str(value.name)]]
+    ]
+    return sources, found.get(LABELS) if LABELS not in [str(value.name) for value in inputs] else None
 
 
-def _read_npy(path: Path, file: IO[bytes], inputs: list[str]) -> dict[str, tuple[str, Array]]:
+def _open_images(
+    path: Path, model: ir.Model, options: ImageOptions, warnings: list[str]
+) -> tuple[list[_Source], Rows | None]:
+    inputs = list(model.graph.inputs)
+    names = ", ".join(str(value.name) for value in inputs)
     if len(inputs) != 1:
-        raise _error(
-            f"{path}: a .npy file holds one array, but the model has {len(inputs)} inputs: {', '.join(inputs)}",
-            f"write numpy.savez(path, {', '.join(f'{name}=...' for name in inputs)})",
+        raise failure(
+            f"{path}: a folder of images feeds one input, but the model has {len(inputs)}: {names}",
+            "give a .npz file with an array for each input",
         )
-    return {inputs[0]: (path.name, _read_array(file, f"{path}: array '{path.name}'"))}
-
-
-def _read_npz(path: Path, archive: zipfile.ZipFile, inputs: list[str]) -> dict[str, tuple[str, Array]]:
-    members = {name.removesuffix(".npy"): name for name in archive.namelist() if name.endswith(".npy")}
-    wanted = {name: name if name in members else "x" for name in inputs}
-    missing = [name for name, member in wanted.items() if member not in members or (member != name and len(inputs) > 1)]
-    if missing:
-        has = ", ".join(sorted(members)) or "nothing"
-        also = " or 'x'" if len(inputs) == 1 and missing[0] != "x" else ""
-        raise _error(
-            f"{path}: no array '{missing[0]}'{also} for the model's input; the file has {has}",
-            f"write numpy.savez(path, {', '.join(f'{name}=...' for name in inputs)})",
-        )
-    if "y" in members and "y" not in wanted:
-        wanted["y"] = "y"
-    found = {}
-    for name, member in wanted.items():
-        with archive.open(members[member]) as file:
-            found[name] = (member, _read_array(file, f"{path}: array '{member}'"))
-    return found
-
-
-def _read_array(file: IO[bytes], where: str) -> Array:
-    """One array, its header checked first: size, and no pickled objects."""
-    try:
-        version = npy.read_magic(file)
-        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, is_fortran, dtype = read_header(file)
-    except ValueError as error:
-        raise _error(f"{where} has no valid header: {error}", "write the file again with numpy.savez") from error
-    if dtype.hasobject:
-        raise _error(f"{where} holds Python objects, which are not read", "store numbers: array.astype('float32')")
-    if dtype.kind not in "biuf":
-        raise _error(f"{where} must hold numbers, not {dtype}", "store plain numbers: array.astype('float32')")
-    if any(size < 0 for size in shape):
-        raise _error(f"{where} has an impossible shape {shape}", "write the file again with numpy.savez")
-    elements = int(np.prod([int(size) for size in shape], dtype=object)) if shape else 1
-    if elements * max(dtype.itemsize, 4) > BYTES_MAX:
-        raise _error(f"{where} has shape {list(shape)}: more than {BYTES_MAX >> 30} GiB", "give fewer samples")
-    data = file.read(elements * dtype.itemsize)
-    if len(data) < elements * dtype.itemsize:
-        raise _error(f"{where} is truncated: {len(data)} of {elements * dtype.itemsize} bytes", "write the file again")
-    array = np.frombuffer(data, dtype)
-    return array.reshape(shape[::-1]).T if is_fortran else array.reshape(shape)
+    layout = images.layout_of(_static_shape(inputs[0]), names)
+    folder = images.open_folder(path, layout, options)
+    if folder.ignored:
+        warnings.append(f"{path.name}: {folder.ignored} files are no images ({', '.join(images.SUFFIXES)}): ignored")
+    if folder.labels is not None:
+        few = [f"{label} '{name}'" for label, name in enumerate(folder.classes)][:10]
+        more = f" ... {len(folder.classes)} in all" if len(few) < len(folder.classes) else ""
+        warnings.append(f"{path.name}: labels by sub-folder: {', '.join(few)}{more}")
+    labels = folder.labels
+    source = _Source(folder.rows, inputs[0], str(path), layout.axis, is_array=False)
+    return [source], None if labels is None else Rows(LABELS, labels.shape, labels.dtype, lambda: iter([labels]))
 
 
 # Arrays
 
 
-def _as_rows(array: Array, value: ir.Value, where: str) -> Array:
-    """The array as [N, ...] of the input's shape."""
-    shape = _static_shape(value)
-    rows = array[None] if len(shape) > 1 and array.shape == shape[1:] else array
-    if rows.shape[1:] != shape[1:] or rows.ndim != len(shape):
+def _count(source: _Source) -> int:
+    return 1 if _is_one(source) else source.rows.shape[0]
+
+
+def _is_one(source: _Source) -> bool:
+    """Whether the array is one sample without the batch axis."""
+    shape = _static_shape(source.value)
+    return len(shape) > 1 and source.rows.shape == shape[1:]
+
+
+def _check_rows(source: _Source) -> None:
+    """Whether the array can be read as [N, ...] of the input's shape."""
+    shape, found, name = _static_shape(source.value), source.rows.shape, source.value.name
+    full = (1, *found) if _is_one(source) else found
+    if full[1:] != shape[1:] or len(full) != len(shape):
         expected = ", ".join(["N", *map(str, shape[1:])])
-        raise _error(
-            f"{where} has shape {list(array.shape)}, but input '{value.name}' needs [{expected}]",
-            _shape_remedy(rows.shape, shape),
+        raise failure(
+            f"{source.where} has shape {list(found)}, but input '{name}' needs [{expected}]",
+            _shape_remedy(full, shape),
         )
-    if not len(rows):
-        raise _error(f"{where} has no samples (shape {list(array.shape)})", "give at least one sample; 100 are good")
-    if _is_float(value) or rows.dtype.kind in "iub":
-        return rows
-    raise _error(
-        f"{where} holds {rows.dtype}, but input '{value.name}' is {_dtype(value)}", f"store it as {_dtype(value)}"
-    )
+    if not full[0]:
+        raise failure(
+            f"{source.where} has no samples (shape {list(found)})", "give at least one sample; 100 are good"
+        )
+    if not _is_float(source.value) and source.rows.dtype.kind not in "iub":
+        raise failure(
+            f"{source.where} holds {source.rows.dtype}, but input '{name}' is {_dtype(source.value)}",
+            f"store it as {_dtype(source.value)}",
+        )
 
 
 def _shape_remedy(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
@@ -199,14 +224,81 @@ def _shape_remedy(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
     return "store one row for each sample, in the shape that the network takes"
 
 
-def _preprocessed(rows: Array, value: ir.Value, scale: Sequence[float], mean: Sequence[float], where: str) -> Array:
+def _read(
+    source: _Source, scale: Sequence[float], mean: Sequence[float], warnings: list[str], file_name: str
+) -> Array:
+    """The samples of one input, preprocessed and finite: in memory, or on disk where they are many."""
+    rows, dtype = source.rows, _dtype(source.value)
+    shape = (_count(source), *_static_shape(source.value)[1:])
+    is_stated = _is_float(source.value) and bool(scale or mean)
+    seen: list[tuple[float, float]] = []
+    chunks = _prepared(source, _preprocessing(source, scale, mean), seen)
+    if int(np.prod(shape, dtype=object)) * dtype.itemsize <= RESIDENT_BYTES:
+        array = _in_memory(chunks, shape, dtype)
+    elif rows.file is not None and rows.dtype == dtype and not is_stated:
+        for _ in chunks:
+            pass  # every value is looked at once; none is changed
+        array = np.memmap(rows.file[0], dtype, "r", rows.file[1], shape)
+    else:
+        array = _on_disk(chunks, shape, dtype)
+    if _is_float(source.value) and rows.dtype.kind in "iub" and not is_stated:
+        low, high = min(low for low, _ in seen), max(high for _, high in seen)
+        what = f"array '{rows.name}' holds" if source.is_array else "the images hold"
+        warnings.append(
+            f"{file_name}: {what} integers ({rows.dtype}) but input '{source.value.name}' is float: they are used as "
+            f"they are, {low} to {high}; compile's --input-scale and --input-mean preprocess them"
+        )
+    return array
+
+
+def _prepared(
+    source: _Source, preprocess: Callable[[Array], Array], seen: list[tuple[float, float]]
+) -> Iterator[Array]:
+    """The samples in chunks, preprocessed and finite; the range of each chunk as it is stored goes into `seen`."""
+    shape, first = _static_shape(source.value)[1:], 0
+    for chunk in source.rows.chunks():
+        rows = chunk.reshape(-1, *shape)
+        seen.append((rows.min().item(), rows.max().item()))
+        yield _checked(preprocess(rows), source.where, first)
+        first += len(rows)
+
+
+def _in_memory(chunks: Iterator[Array], shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
+    array: Array = np.empty(shape, dtype)
+    first = 0
+    for chunk in chunks:
+        array[first : first + len(chunk)] = chunk
+        first += len(chunk)
+    return array
+
+
+def _on_disk(chunks: Iterator[Array], shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:
+    """A memory map of a file without a name, whose space is free again when nothing maps it."""
+    folder = Path(os.environ.get("EDGEC_CACHE") or Path.home() / ".cache" / "edgec").expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            for chunk in chunks:
+                file.write(np.ascontiguousarray(chunk).data)
+            file.flush()
+            return np.memmap(file, dtype, "r", 0, shape)
+    except OSError as error:
+        raise failure(
+            f"the samples do not fit on the disk of {folder}: {error.strerror or error}",
+            "give fewer samples, or name another folder with EDGEC_CACHE",
+        ) from error
+
+
+def _preprocessing(source: _Source, scale: Sequence[float], mean: Sequence[float]) -> Callable[[Array], Array]:
+    """What happens to rows [n, ...]."""
+    value = source.value
     if not _is_float(value) or not (scale or mean):
-        return _cast(rows, value)
-    factor = _per_channel(scale or (1.0,), rows, "--input-scale", where)
-    offset = _per_channel(mean or (0.0,), rows, "--input-mean", where)
+        return lambda rows: _cast(rows, value)
+    factor = _per_channel(scale or (1.0,), source, "--input-scale")
+    offset = _per_channel(mean or (0.0,), source, "--input-mean")
     if not factor.all():
-        raise _error("--input-scale must not be 0", "x = (sample - mean) * scale: for instance --input-scale 1/255")
-    return _cast((rows.astype(np.float64) - offset) * factor, value)
+        raise failure("--input-scale must not be 0", "x = (sample - mean) * scale: for instance --input-scale 1/255")
+    return lambda rows: _cast((rows.astype(np.float64) - offset) * factor, value)
 
 
 def _cast(rows: Array, value: ir.Value) -> Array:
@@ -215,56 +307,58 @@ def _cast(rows: Array, value: ir.Value) -> Array:
         return rows.astype(_dtype(value))
 
 
-def _per_channel(numbers: Sequence[float], rows: Array, option: str, where: str) -> NDArray[np.float64]:
-    """The numbers, shaped to broadcast over axis 1."""
+def _per_channel(numbers: Sequence[float], source: _Source, option: str) -> NDArray[np.float64]:
+    """The numbers, shaped to broadcast over the channel axis."""
     values = np.asarray(numbers, np.float64)
     if not np.isfinite(values).all():
-        raise _error(f"{option} must be finite, not {list(numbers)}", "x = (sample - mean) * scale")
+        raise failure(f"{option} must be finite, not {list(numbers)}", "x = (sample - mean) * scale")
     if values.size == 1:
         return values
-    channels = rows.shape[1] if rows.ndim > 1 else 1
+    shape, axis = _static_shape(source.value), source.channel_axis
+    channels = shape[axis] if len(shape) > axis else 1
     if values.size != channels:
-        raise _error(
-            f"{option} has {values.size} numbers, but {where} has {channels} channels (axis 1)",
+        raise failure(
+            f"{option} has {values.size} numbers, but {source.where} has {channels} channels (axis {axis})",
             "give one number, or one for each channel",
         )
-    return values.reshape(-1, *[1] * (rows.ndim - 2))
+    return values.reshape(-1, *[1] * (len(shape) - axis - 1))
 
 
-def _checked(array: Array, where: str) -> Array:
+def _checked(array: Array, where: str, first: int) -> Array:
+    """The rows, of which the first is sample `first`, unless one is not finite."""
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        row = int(np.argwhere(~np.isfinite(array))[0][0])
-        raise _error(f"{where}: sample {row} has a value that is NaN or infinite", "remove that sample")
+        row = first + int(np.argwhere(~np.isfinite(array))[0][0])
+        raise failure(f"{where}: sample {row} has a value that is NaN or infinite", "remove that sample")
     return array
 
 
 def _check_counts(path: Path, counts: dict[str, int]) -> None:
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"'{name}' {count}" for name, count in counts.items())
-        raise _error(f"{path}: inputs have different numbers of samples: {listed}", "give every input one row a sample")
+        raise failure(
+            f"{path}: inputs have different numbers of samples: {listed}", "give every input one row for each sample"
+        )
 
 
-def _labels(path: Path, found: tuple[str, Array] | None, count: int, warnings: list[str]) -> NDArray[np.int64] | None:
+def _labels(path: Path, found: Rows | None, count: int, warnings: list[str]) -> NDArray[np.int64] | None:
     if found is None:
         return None
-    _, labels = found
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+    if len(found.shape) != 1 or found.dtype.kind not in "iu":
         warnings.append(
-            f"{path.name}: labels 'y' are ignored: they must be integers [{count}], not {_described(labels)}"
+            f"{path.name}: labels '{LABELS}' are ignored: they must be integers [{count}], "
+            f"not {found.dtype} {list(found.shape)}"
         )
         return None
-    if len(labels) != count:
-        raise _error(f"{path}: {len(labels)} labels 'y' for {count} samples", "give one label for each sample")
-    return labels.astype(np.int64)
-
-
-def _described(array: Array) -> str:
-    return f"{array.dtype} {list(array.shape)}"
+    if found.shape[0] != count:
+        raise failure(
+            f"{path}: {found.shape[0]} labels '{LABELS}' for {count} samples", "give one label for each sample"
+        )
+    return np.concatenate(list(found.chunks())).astype(np.int64)
 
 
 def _static_shape(value: ir.Value) -> tuple[int, ...]:
     if value.shape is None or not all(isinstance(size, int) for size in value.shape):
-        raise _error(f"input '{value.name}' has no static shape: {value.shape}", "give --input-shape")
+        raise failure(f"input '{value.name}' has no static shape: {value.shape}", "give --shape")
     return tuple(int(size) for size in value.shape)  # type: ignore[arg-type]
 
 
@@ -274,9 +368,3 @@ def _dtype(value: ir.Value) -> np.dtype[np.generic]:
 
 def _is_float(value: ir.Value) -> bool:
     return _dtype(value).kind == "f"
-
-
-def _error(message: str, remedy: str) -> CalibrationError:
-    error = CalibrationError(message)
-    error.add_note(f"remedy: {remedy}")
-    return error

@@ -199,7 +199,12 @@ def _model_options(command: Callable[P, int | None]) -> Callable[P, int | None]:
             "parameters, blocks, taps, tables, instructions (words).",
         ),
         click.option(
-            "--input-shape", type=InputShape(), multiple=True, help="Shape of a dynamic input; may be repeated."
+            "--input-shape",
+            "--shape",
+            "input_shape",
+            type=InputShape(),
+            multiple=True,
+            help="Shape of a dynamic input; may be repeated.",
         ),
         click.option("--dense", is_flag=True, help="Keep zero weights: no block skipping, no dead-channel removal."),
     ]
@@ -247,12 +252,24 @@ def cli() -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Artefact folder.")
 @_model_options
 @click.option(
-    "--calib", type=click.Path(path_type=Path), help="Calibration samples, .npz or .npy, of the input's name or `x`."
+    "--calib",
+    type=click.Path(path_type=Path),
+    help="Calibration samples: .npz or .npy, of the input's name or `x`; or a folder of images.",
 )
 @click.option(
     "--input-scale", type=Numbers(), default=(), help="x = (sample - mean) * scale: one number or one for each channel."
 )
 @click.option("--input-mean", type=Numbers(), default=(), help="See --input-scale.")
+@click.option(
+    "--image-order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True, help="Channels of images."
+)
+@click.option(
+    "--image-fit",
+    type=click.Choice(["crop", "stretch"]),
+    default="crop",
+    show_default=True,
+    help="How images get the input's size: scaled to cover it and cropped to the middle, or stretched.",
+)
 @click.option("--no-verify", is_flag=True, help="Do not simulate the result.")
 @_json_option
 @_common
@@ -262,6 +279,8 @@ def compile_command(
     calib: Path | None,
     input_scale: tuple[float, ...],
     input_mean: tuple[float, ...],
+    image_order: str,
+    image_fit: str,
     no_verify: bool,
     as_json: bool,
     **options: object,
@@ -271,12 +290,15 @@ def compile_command(
     \b
     Examples:
       edgec compile net.onnx --calib samples.npz -o out
-      edgec compile net.onnx --calib photos.npz --input-scale 1/255 -o out
+      edgec compile net.onnx --calib photos/ --input-scale 1/255 -o out
       edgec compile net.onnx --array 8x2 --memory 64K --no-verify -o out
     """
     from compiler import pipeline, report
+    from compiler.images import Fit, ImageOptions, Order
 
-    settings = _options(options, calibration=calib, scale=input_scale, mean=input_mean, verify=not no_verify)
+    images = ImageOptions(Order(image_order), Fit(image_fit))
+    samples = {"calibration": calib, "scale": input_scale, "mean": input_mean, "images": images}
+    settings = _options(options, **samples, verify=not no_verify)
     with _progress() as progress:
         result = pipeline.compile(model, output, settings, progress)
     _print(report.to_json(result).rstrip()) if as_json else report.show(result, _console())

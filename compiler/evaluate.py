@@ -170,7 +170,9 @@ def _open_hardware(folder: Path) -> Stored:
 def _read(opened: Stored, file: Path, limit: int | None) -> Samples:
     """Samples with the preprocessing of the compile."""
     how = opened.manifest.preprocessing
-    samples = calibration.read_samples(file, opened.quantized, scale=how.scale, mean=how.mean)
+    samples = calibration.read_samples(
+        file, opened.quantized, scale=how.scale, mean=how.mean, image_options=how.images
+    )
     if limit is None:
         return samples
     labels = None if samples.labels is None else samples.labels[:limit]

@@ -254,7 +254,7 @@ def _freeze_shapes(proto: onnx.ModelProto, path: Path, given: Mapping[str, Shape
     names = [v.name for v in proto.graph.input]
     unknown = sorted(set(given) - set(names))
     if unknown:
-        raise error(path, [f"no input is called {unknown[0]!r}; the inputs are {names}"], "correct --input-shape")
+        raise error(path, [f"no input is called {unknown[0]!r}; the inputs are {names}"], "correct --shape")
     problems: list[str] = []
     options: list[str] = []
     batch = _batch_names(proto)
@@ -287,14 +287,14 @@ def _freeze(
         return
     if given is None and not tensor.HasField("shape"):
         problems.append(f"{where} has no shape")
-        options.append(f"--input-shape {value.name}=1,3,224,224")
+        options.append(f"--shape {value.name}=1,3,224,224")
         return
     shape = given if given is not None else _with_batch_1(tensor.shape, batch)
     open_dims = [i for i, d in enumerate(shape) if d <= 0]
     if open_dims:
         name = tensor.shape.dim[open_dims[0]].dim_param or "?"
         problems.append(f"{where}: dimension {open_dims[0]} ({name}) of {_readable(tensor.shape)} is dynamic")
-        options.append(f"--input-shape {value.name}={','.join(str(d) if d > 0 else '224' for d in shape)}")
+        options.append(f"--shape {value.name}={','.join(str(d) if d > 0 else '224' for d in shape)}")
         return
     if math.prod(shape) > _ELEMENTS_MAX:
         problems.append(f"{where} of shape {list(shape)} has more than {_ELEMENTS_MAX:,} elements")
@@ -337,10 +337,10 @@ def _infer(model: ir.Model, path: Path) -> None:
         raise error(
             path,
             [f"its shapes contradict each other: {reason}"],
-            "give the shape it was exported for with --input-shape",
+            "give the shape it was exported for with --shape",
         ) from cause
     if problems := [*filter(None, map(_contradiction, model.graph))]:
-        raise error(path, problems, "export the model again, or give the shape it was exported for with --input-shape")
+        raise error(path, problems, "export the model again, or give the shape it was exported for with --shape")
 
 
 def _contradiction(node: ir.Node) -> str | None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from backends.base import DoesNotFitError
 from compiler import artefact, calibration, costs, doctor, quality, simulation, stored, targets
 from compiler.artefact import Manifest, Preprocessing
-from compiler.calibration import Samples
+from compiler.calibration import ImageOptions, Samples
 from compiler.importer import Imported, import_model
 from compiler.lowering import Lowered, lower
 from compiler.partition import partition
@@ -44,6 +44,7 @@ class CompileOptions:
         dense: Keep zero weights and channels that do not depend on the input.
         calibration: Sample file; None makes synthetic samples, with a warning.
         scale, mean: Preprocessing, x = (sample - mean) * scale.
+        images: How the images of a folder become samples.
         verify: Simulate the result.
     """
 
@@ -55,6 +56,7 @@ class CompileOptions:
     calibration: Path | None = None
     scale: tuple[float, ...] = ()
     mean: tuple[float, ...] = ()
+    images: ImageOptions = ImageOptions()
     verify: bool = True
 
 
@@ -128,7 +130,7 @@ def prepare(path: Path, options: CompileOptions, progress: Progress, *, is_check
         cut = partition(imported.model)
         samples = _samples(imported.model, options, is_check)
         config = (
-            QuantizeConfig(equalize=None, round_weights=False, correct_bias=False) if is_check else QuantizeConfig()
+            QuantizeConfig(equalize=None, reconstruct=False) if is_check else QuantizeConfig()
         )
         quantized, report = quantize(imported.model, cut.nodes, samples.arrays, config, progress)
         progress("lower", 0, 0)
@@ -148,7 +150,9 @@ def _without_dead_channels(imported: Imported, options: CompileOptions) -> Impor
 def _samples(model: ir.Model, options: CompileOptions, is_check: bool) -> Samples:
     if options.calibration is None or is_check:
         return calibration.synthetic_samples(model, seed=0, count=1 if is_check else 16)
-    return calibration.read_samples(options.calibration, model, scale=options.scale, mean=options.mean)
+    return calibration.read_samples(
+        options.calibration, model, scale=options.scale, mean=options.mean, image_options=options.images
+    )
 
 
 def describe(
@@ -230,7 +234,7 @@ def _manifest(network: Network, report: CompileReport, options: CompileOptions) 
         network=report.model.name,
         target=report.target.name,
         edgec=VERSION,
-        preprocessing=Preprocessing(options.scale, options.mean),
+        preprocessing=Preprocessing(options.scale, options.mean, options.images),
         input_ranges={name: (float(x.min()), float(x.max())) for name, x in network.samples.arrays.items()},
         options={name: str(value) for name, value in told.items()},
         tools=report.tools,

@@ -9,7 +9,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from compiler.calibration import CalibrationError, Samples, read_samples, synthetic_samples
+from compiler import calibration, sample_file
+from compiler.calibration import CalibrationError, Samples, read_labelled, read_samples, synthetic_samples
+from passes import statistics
 from tests.support.canonical import canonical, normal
 from tests.support.onnx_models import Array, node
 
@@ -125,9 +127,9 @@ def test_a_missing_file(tmp_path: Path) -> None:
         read(tmp_path / "nothing.npz")
 
 
-def test_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match="no such file"):
-        read(tmp_path)
+def test_a_folder_that_cannot_be_images(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="a folder of images feeds one input, but the model has 2: a, b"):
+        read_samples(tmp_path, two_inputs())
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 no archive"])
@@ -243,7 +245,7 @@ def _npy_header(shape: str) -> bytes:
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ("(1000000000000, 3, 4, 5)", "more than 4 GiB"),
+        ("(1000000000000, 3, 4, 5)", "more than 64 GiB"),
         ("(-1, 3, 4, 5)", "has an impossible shape"),
         ("(10000, 3, 4, 5)", "is truncated: 0 of 2400000 bytes"),
         ("'x'", "has no valid header"),
@@ -287,6 +289,115 @@ def test_a_model_with_an_open_dimension(tmp_path: Path) -> None:
     loaded = canonical([node("Relu", ["image"], ["out"])], {"image": [1, "size"]}, ["out"])
     with pytest.raises(CalibrationError, match="input 'image' has no static shape"):
         read_samples(saved(tmp_path, x=X), loaded)
+
+
+# Samples that do not fit in memory
+
+
+def _resident(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Nothing fits in memory, chunks have two rows; the folder where large samples lie."""
+    monkeypatch.setattr(calibration, "RESIDENT_BYTES", 0)
+    monkeypatch.setattr(sample_file, "CHUNK_BYTES", 2 * 60 * 8)
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("EDGEC_CACHE", str(cache))
+    return cache
+
+
+def test_large_samples_lie_on_disk_and_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path, x=X, y=np.arange(6))
+    expected = read(path, scale=(1, 2, 4), mean=(0.5,))
+    cache = _resident(monkeypatch, tmp_path)
+    found = read(path, scale=(1, 2, 4), mean=(0.5,))
+    assert isinstance(found.arrays["image"], np.memmap)
+    assert list(cache.iterdir()) == []
+    np.testing.assert_array_equal(found.arrays["image"], expected.arrays["image"])
+    assert found.labels is not None
+    assert expected.labels is not None
+    np.testing.assert_array_equal(found.labels, expected.labels)
+
+
+def test_a_large_npy_is_mapped_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.npy"
+    np.save(path, X)
+    cache = _resident(monkeypatch, tmp_path)
+    found = read(path).arrays["image"]
+    assert isinstance(found, np.memmap)
+    assert Path(str(found.filename)) == path
+    assert not cache.exists()
+    np.testing.assert_array_equal(found, X)
+    with pytest.raises(ValueError, match="read-only"):
+        found[0] = 0
+
+
+@pytest.mark.parametrize("stored", [X.astype(np.float64), X.astype(">f4"), np.asfortranarray(X)])
+def test_a_large_npy_of_another_form_is_converted_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: Array
+) -> None:
+    np.save(tmp_path / "x.npy", stored)
+    _resident(monkeypatch, tmp_path)
+    found = read(tmp_path / "x.npy").arrays["image"]
+    assert (found.dtype, found.flags.c_contiguous) == (np.float32, True)
+    np.testing.assert_array_equal(found, X)
+
+
+def test_integers_are_told_with_their_range_over_all_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _resident(monkeypatch, tmp_path)
+    pixels = np.roll(np.arange(240, dtype=np.uint8), 7).reshape(4, 3, 4, 5)
+    (warning,) = read(saved(tmp_path, x=pixels)).warnings
+    assert "0 to 239" in warning
+
+
+def test_a_value_that_is_not_finite_is_named_by_its_sample_in_a_later_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = _resident(monkeypatch, tmp_path)
+    x = X.copy()
+    x[5, 2, 3, 4] = np.inf
+    with pytest.raises(CalibrationError, match="array 'x': sample 5 has a value"):
+        read(saved(tmp_path, x=x))
+    assert list(cache.iterdir()) == []
+
+
+def test_a_disk_that_refuses_has_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _resident(monkeypatch, tmp_path)
+    (tmp_path / "cache").write_text("a file is in the way")
+    with pytest.raises(CalibrationError, match="do not fit on the disk") as e:
+        read(saved(tmp_path, x=X))
+    assert "EDGEC_CACHE" in remedy(e)
+
+
+def test_mapped_samples_run_as_arrays_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, model = saved(tmp_path, x=X), network()
+    few = statistics.spread(read(path).arrays, 3)
+    expected = [row["out"] for row in statistics.run(model, few, ["out"])]
+    _resident(monkeypatch, tmp_path)
+    mapped = statistics.spread(read(path).arrays, 3)
+    np.testing.assert_array_equal([row["out"] for row in statistics.run(model, mapped, ["out"])], expected)
+
+
+# Labels that a metric needs
+
+
+def test_labelled_samples(tmp_path: Path) -> None:
+    found = read_labelled(saved(tmp_path, x=X, y=np.arange(6, dtype=np.uint8)), network(), classes=6)
+    assert found.labels is not None
+    assert found.labels.tolist() == list(range(6))
+
+
+@pytest.mark.parametrize("arrays", [{}, {"y": np.zeros(6)}])
+def test_samples_without_usable_labels_are_refused_where_a_metric_needs_them(
+    tmp_path: Path, arrays: dict[str, Array]
+) -> None:
+    with pytest.raises(CalibrationError, match=r"samples\.npz: .*labels 'y'") as e:
+        read_labelled(saved(tmp_path, x=X, **arrays), network())
+    assert "y=class_numbers" in remedy(e)
+    assert "--eval" in remedy(e)
+
+
+@pytest.mark.parametrize(("labels", "wrong"), [([0, 1, 2, 3, 4, -1], "-1"), ([0, 1, 2, 3, 9, 5], "9")])
+def test_labels_must_be_classes_of_the_network(tmp_path: Path, labels: list[int], wrong: str) -> None:
+    with pytest.raises(CalibrationError, match=f"labels 'y' must be class numbers from 0 to 5, not {wrong}"):
+        read_labelled(saved(tmp_path, x=X, y=np.array(labels)), network(), classes=6)
 
 
 # Synthetic samples

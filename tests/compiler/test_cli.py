@@ -33,9 +33,9 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 HELP = {
-    "compile": "-o --output --target --array --memory --input-shape --dense --calib --input-scale --input-mean "
-    "--no-verify --json -v --verbose --debug -h --help",
-    "check": "--target --array --memory --input-shape --dense --json -v --verbose --debug -h --help",
+    "compile": "-o --output --target --array --memory --input-shape --shape --dense --calib --input-scale --input-mean "
+    "--image-order --image-fit --no-verify --json -v --verbose --debug -h --help",
+    "check": "--target --array --memory --input-shape --shape --dense --json -v --verbose --debug -h --help",
     "simulate": "--input --output --limit --wave --json -v --verbose --debug -h --help",
     "verify": "--inputs --random --input --wave --junit --json -v --verbose --debug -h --help",
     "eval": "--data --limit --no-rtl --json -v --verbose --debug -h --help",
@@ -255,7 +255,8 @@ def test_preprocessing_is_recorded_and_applied_again(tmp_path: Path) -> None:
         tmp_path / "out",
     )
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["preprocessing"] == {"scale": [1 / 16], "mean": []}
+    images = {"order": "rgb", "fit": "crop"}
+    assert manifest["preprocessing"] == {"scale": [1 / 16], "mean": [], "images": images}
     result = run("eval", tmp_path / "out", "--data", tmp_path / "digits_test.npz", "--json")
     assert json.loads(result.stdout)["rows"][0]["value"] == pytest.approx(98.2)
 

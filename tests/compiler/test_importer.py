@@ -334,7 +334,7 @@ def test_dynamic_dimension_names_the_option_to_type(tmp_path: Path) -> None:
         relu(["N", 3, "height", 5]),
         tmp_path,
         r"input 'x': dimension 2 \(height\) of \[N, 3, height, 5\] is dynamic",
-        "--input-shape x=1,3,224,5",
+        "--shape x=1,3,224,5",
     )
 
 
@@ -346,7 +346,7 @@ def test_input_shape_fills_dynamic_dimensions(tmp_path: Path) -> None:
 def test_input_shape_that_does_not_fit(tmp_path: Path) -> None:
     match = r"has shape \[N, 3\], which \[1, 4\] does not fit"
     fails(relu(["N", 3]), tmp_path, match, "fits", input_shapes={"x": (1, 4)})
-    fails(relu(), tmp_path, "no input is called 'z'; the inputs are", "--input-shape", input_shapes={"z": (1, 4)})
+    fails(relu(), tmp_path, "no input is called 'z'; the inputs are", "--shape", input_shapes={"z": (1, 4)})
 
 
 def test_unknown_domain_and_operator_are_named_together(tmp_path: Path) -> None:
@@ -422,7 +422,7 @@ def test_duplicate_and_dangling_names(tmp_path: Path) -> None:
 
 def test_shapes_that_contradict(tmp_path: Path) -> None:
     proto = model([node("Gemm", ["x", "w"], ["y"])], {"x": [1, 5]}, ["y"], {"w": weights(4, 4)})
-    fails(proto, tmp_path, "its shapes contradict each other", "--input-shape")
+    fails(proto, tmp_path, "its shapes contradict each other", "--shape")
 
 
 def test_huge_constant_results_are_not_computed(tmp_path: Path) -> None:
