@@ -1,0 +1,145 @@
+"""Uniform integers: what every layer gets by default, from 2 to 16 bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from passes.recipes import Coded, Problem
+from passes.solvers.gptq import Rate, code_lengths, gptq, mse_scales, polish
+from passes.solvers.hessian import inverse
+
+GPTQ_TAPS_MAX = 8192
+"""Weights that one output channel may have for the sweep: its matrix has the square of that."""
+WIDE_BITS = 8
+"""From here on the range of the weights is kept whole: clipping costs more than it gains."""
+SLOPE = np.log(2) / 6
+"""-d(distortion) / d(bit) of a uniform quantizer, in units of step**2: step**2 / 12 falls to a quarter a bit."""
+
+
+def limit_of(bits: int) -> int:
+    """Largest code of a symmetric narrow range: 127 for 8 bits, 1 for 2."""
+    return 2 ** (bits - 1) - 1
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Integers of `bits`, rounded so that the layer's output errs least.
+
+    8 bits and more start from the nearest integer and stay within 1 of the weight; fewer are swept by GPTQ.
+
+    Attributes:
+        bits: 2 to 16.
+        is_nearest: Round to the nearest integer instead.
+    """
+
+    bits: int = 8
+    is_nearest: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"W{self.bits}" + (" nearest" if self.is_nearest else "")
+
+    @property
+    def limit(self) -> int:
+        return limit_of(self.bits)
+
+    def scales(self, problem: Problem) -> NDArray[np.float64]:
+        if self.bits >= WIDE_BITS:
+            return np.asarray(np.abs(problem.weights).max(axis=2, initial=0.0) / self.limit)
+        diagonal = np.diagonal(problem.hessian, axis1=1, axis2=2)
+        return np.stack([mse_scales(w, self.limit, d) for w, d in zip(problem.weights, diagonal, strict=True)])
+
+    def codes(self, problem: Problem, scale: NDArray[np.float64]) -> Coded:
+        return Coded(
+            np.stack(
+                [self._rounded(w, h, s) for w, h, s in zip(problem.weights, problem.hessian, scale, strict=True)]
+            ).astype(np.int32)
+        )
+
+    def _rounded(
+        self, weights: NDArray[np.float64], hessian: NDArray[np.float64], scale: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        exact = weights / scale[:, None]
+        nearest = np.clip(np.rint(exact), -self.limit, self.limit)
+        if self.is_nearest or weights.shape[1] > GPTQ_TAPS_MAX:
+            return nearest
+        if self.bits >= WIDE_BITS:
+            # A weight of 0 was pruned, and a row of zeros is dead: both stay so.
+            keep = (exact != 0) & nearest.any(axis=1, keepdims=True)
+            return polish(exact, nearest, hessian, self.limit, keep=keep, reach=1.0, sweeps=8)
+        swept = gptq(weights, hessian, scale, self.limit)
+        return polish(exact, swept, hessian, self.limit, keep=weights != 0)
+
+
+@dataclass(frozen=True)
+class RateDistortion:
+    """Integers with one error budget for every weight of the network, rounded for the least loss + price * bits.
+
+    The step of a channel is step / sqrt(importance * what is left of the input's variance), so that every weight's
+    rounding costs the network step**2 / 12: reverse water-filling. The entropy coder turns small codes into few bits.
+
+    Attributes:
+        step: In square roots of the network's loss.
+        limit: Largest magnitude of a code.
+
+    Source: Cover and Thomas, Elements of Information Theory, section 10.3.3; Wiedemann et al., DeepCABAC, IEEE JSTSP
+        2020, section III, for the rate in the rounding.
+    """
+
+    step: float
+    limit: int = 127
+
+    @property
+    def name(self) -> str:
+        return f"RD {self.step:.3g}"
+
+    def scales(self, problem: Problem) -> NDArray[np.float64]:
+        left = np.stack([_left_variance(each) for each in problem.hessian])
+        loud = np.abs(problem.weights).max(axis=2, initial=0.0)
+        wished = self.step / np.sqrt(_steady(problem.importance) * left[:, None])
+        # Coarser than the largest weight means a channel of zeros: finer than the limit cannot be written.
+        return np.clip(wished, loud / self.limit, np.maximum(2 * loud, np.finfo(np.float32).tiny))
+
+    def codes(self, problem: Problem, scale: NDArray[np.float64]) -> Coded:
+        price = SLOPE * self.step**2
+        start = np.clip(np.rint(problem.weights / scale[:, :, None]), -self.limit, self.limit)
+        bits = code_lengths(start, self.limit)
+        importance = _steady(problem.importance)
+        for _ in range(2):
+            rate = Rate(price, bits)
+            start = np.stack(
+                [
+                    self._rounded(w, h, s, g, rate)
+                    for w, h, s, g in zip(problem.weights, problem.hessian, scale, importance, strict=True)
+                ]
+            )
+            bits = code_lengths(start, self.limit)
+        return Coded(start.astype(np.int32))
+
+    def _rounded(
+        self,
+        weights: NDArray[np.float64],
+        hessian: NDArray[np.float64],
+        scale: NDArray[np.float64],
+        importance: NDArray[np.float64],
+        rate: Rate,
+    ) -> NDArray[np.float64]:
+        keep = weights != 0
+        swept = gptq(weights, hessian, scale, self.limit, importance=importance, rate=rate, keep=keep)
+        exact = weights / scale[:, None]
+        weight = importance * np.square(scale)
+        return polish(exact, swept, hessian, self.limit, weight=weight, rate=rate, keep=keep)
+
+
+def _left_variance(hessian: NDArray[np.float64]) -> float:
+    """Geometric mean over taps of the variance that the other taps cannot make good."""
+    return float(np.exp(np.mean(np.log(1.0 / np.diagonal(inverse(hessian))))))
+
+
+def _steady(importance: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Importance, no channel below a thousandth of the mean: samples may have missed what it is good for."""
+    mean = float(importance.mean())
+    return np.maximum(importance, 1e-3 * mean if mean > 0 else 1.0)

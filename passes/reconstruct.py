@@ -1,0 +1,255 @@
+"""Layer after layer, integers with which the network answers as the original does, whatever came before the layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from passes import statistics
+from passes.base import Notes, Rewrite
+from passes.gram import Gatherer, Moments
+from passes.layer import Layer, layers
+from passes.quantize_weights import WEIGHT_MAX, bias_codes, dead_channels, fitted
+from passes.recipes import Coded, Problem, Recipe, RecipeError
+from passes.recipes_uniform import Uniform
+from passes.scales import Scale
+from passes.statistics import Arrays, Progress
+from passes.walk import Inputs, walk
+
+TAPS_MAX = 8192
+"""Weights that one output channel may have: the covariance of its inputs has the square of that."""
+SHRINKAGE = 0.1
+"""Share of the mean variance that is added to every input's: samples are not the world."""
+
+
+@dataclass(frozen=True, eq=False)
+class Aim:
+    """What one layer of the quantized network is to answer.
+
+    Attributes:
+        weights: Float weights as stored.
+        bias: float32 [C_out].
+        source, target: Scales of its input and output.
+    """
+
+    weights: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    source: Scale
+    target: Scale
+
+
+@dataclass(frozen=True, eq=False)
+class Responses:
+    """Responses of the original layers at the positions where moments are taken, by node name.
+
+    Attributes:
+        values: float32 [N, groups, rows, positions].
+    """
+
+    values: Mapping[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class ReconstructConfig:
+    """How far to go.
+
+    Attributes:
+        acc_bits: Signed accumulator width that every channel's sum provably fits.
+        is_coarse: Whether weight scales are powers of 2**(1/4) before the grid, and biases multiples of a coarse power
+            of two: cheap to store, and the rounding absorbs the error.
+        follow: Whether a layer's target makes good for what the layers before it changed, or is its own float weights.
+        positions: Of one sample, at most about as many.
+    """
+
+    acc_bits: int = 24
+    is_coarse: bool = False
+    follow: bool = False
+    positions: int = 1024
+
+
+def responses(
+    model: ir.Model, names: Mapping[str, str], samples: Arrays, positions: int, progress: Progress | None = None
+) -> Responses:
+    """What the layers of the original network answer.
+
+    Args:
+        model: The original network.
+        names: Node name, as the quantized network has it, to the name of the value it is to give.
+        samples: Inputs by name, [N, ...].
+        positions: As in ReconstructConfig.
+        progress: Told ("responses", done, total).
+    """
+    known = layers(model)
+    by_output = {str(node.outputs[0].name): known.get(str(node.name)) for node in model.graph if node.outputs}
+    total = statistics.count(samples)
+    found: dict[str, NDArray[np.float32]] = {}
+    for index, row in enumerate(statistics.run(model, samples, dict.fromkeys(names.values()))):
+        for name, value in names.items():
+            layer = by_output[value]
+            assert layer is not None
+            answer = layer.responses(row[value], positions)
+            if name not in found:
+                found[name] = np.empty((total, *answer.shape), np.float32)
+            found[name][index] = answer
+        if progress:
+            progress("responses", index + 1, total)
+    return Responses(found)
+
+
+class Reconstruct(Rewrite):
+    """Choose the integers of every quantized layer, on what the layers before it, already chosen, really give.
+
+    With x what the layer reads and y what the original answers, the weights aim at the least squared error over the
+    samples (or at the float weights), the recipe rounds them for the least error in the metric of x, and the bias takes
+    up the mean: b = E[y] - W E[x].
+
+    Args:
+        aims: By node name.
+        recipes: By node name; Uniform(8) for the others.
+        importance: What a squared error in an output channel costs, float64 [C_out], by node name; 1 for the others.
+        wanted: Of the original layers, over these very samples.
+        samples: Inputs by name, [N, ...].
+        config: How far to go.
+        progress: Told ("reconstruct", done, total).
+
+    Source: Frantar et al., GPTQ, ICLR 2023; Nagel et al., Data-Free Quantization, ICCV 2019, section 4.2, for the bias.
+    """
+
+    name = "reconstruct"
+
+    def __init__(
+        self,
+        aims: Mapping[str, Aim],
+        wanted: Responses,
+        samples: Arrays,
+        *,
+        recipes: Mapping[str, Recipe] | None = None,
+        importance: Mapping[str, NDArray[np.float64]] | None = None,
+        config: ReconstructConfig | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__()
+        self._aims, self._wanted, self._samples = aims, wanted, samples
+        self._recipes, self._importance = recipes or {}, importance or {}
+        self._config, self._progress = config or ReconstructConfig(), progress
+        self.storages: dict[str, object] = {}
+        self.losses: dict[str, float] = {}
+
+    def rewrite(self, model: ir.Model, notes: Notes) -> None:
+        known = layers(model)
+
+        def visit(node: ir.Node, inputs: Inputs) -> None:
+            self._layer(node, known[str(node.name)], inputs, notes)
+
+        walk(model, list(self._aims), self._samples, visit, ("reconstruct", self._progress))
+
+    def _layer(self, node: ir.Node, layer: Layer, inputs: Inputs, notes: Notes) -> None:
+        name = str(node.name)
+        aim, recipe = self._aims[name], self._recipes.get(name, Uniform())
+        if layer.taps > TAPS_MAX:
+            notes.skip(node, f"its channels have {layer.taps} weights each: they are rounded to the nearest")
+            return
+        moments = self._moments(layer, inputs, self._wanted.values[name])
+        problem = self._problem(name, layer, aim, moments)
+        is_dead = dead_channels(aim.weights, aim.source, aim.target)
+        problem.weights[is_dead.reshape(problem.weights.shape[:2])] = 0
+        try:
+            coded, scale = self._coded(recipe, problem, aim)
+        except RecipeError as error:
+            notes.skip(node, f"{recipe.name}: {error}; it is W8 instead")
+            recipe = Uniform()
+            coded, scale = self._coded(recipe, problem, aim)
+        real = coded.codes * scale.astype(np.float64).reshape(*coded.codes.shape[:2], 1)
+        assert moments.answer is not None
+        bias = moments.answer - np.einsum("grt,gt->gr", real, moments.mean)
+        bias = np.where(is_dead.reshape(bias.shape), aim.bias.reshape(bias.shape), bias)
+        if coded.storage is not None:
+            self.storages[name] = coded.storage
+        self.losses[name] = problem.loss(real)
+        stored = bias_codes(bias.ravel(), aim.source, scale)
+        if self._config.is_coarse:
+            stored = _coarse_bias(stored, moments, aim.source)
+        _write(node, np.asarray(layer.stored(coded.codes)), scale, stored, aim.source)
+        notes.change(node)
+
+    def _moments(self, layer: Layer, inputs: Inputs, wanted: NDArray[np.float32]) -> Moments:
+        gatherer = Gatherer(layer, self._config.positions)
+        for sample, answer in zip(inputs, wanted, strict=True):
+            gatherer.add(sample, answer)
+        return gatherer.moments()
+
+    def _problem(self, name: str, layer: Layer, aim: Aim, moments: Moments) -> Problem:
+        weights, hessian = layer.matrix(aim.weights), moments.hessian(SHRINKAGE)
+        if self._config.follow:
+            weights = _followed(weights, moments, hessian)
+        importance = self._importance.get(name, np.ones(layer.channels)).reshape(layer.groups, layer.rows)
+        return Problem(weights, hessian, importance, layer.kernel)
+
+    def _coded(self, recipe: Recipe, problem: Problem, aim: Aim) -> tuple[Coded, NDArray[np.float32]]:
+        latest: list[Coded] = []
+
+        def rounding(scale: NDArray[np.float64]) -> NDArray[np.int32]:
+            latest[:] = [recipe.codes(problem, scale.reshape(problem.weights.shape[:2]))]
+            return latest[0].codes.reshape(scale.size, -1)
+
+        wished = recipe.scales(problem).ravel()
+        scale, _ = fitted(
+            np.where(problem.weights.any(axis=2).ravel(), wished, 0.0),
+            rounding,
+            aim.bias,
+            aim.source,
+            aim.target,
+            acc_bits=self._config.acc_bits,
+            is_coarse=self._config.is_coarse,
+        )
+        return latest[0], scale
+
+
+def _followed(
+    weights: NDArray[np.float64], moments: Moments, hessian: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The weights of least squared error towards the wanted responses, held to the float weights by the damping.
+
+    W + (C_yx - W C_xx) (C_xx + damping)^-1; a weight of 0 stays 0.
+    """
+    cross = moments.cross_covariance
+    assert cross is not None
+    rest = cross - weights @ moments.covariance
+    moved = weights + np.stack([np.linalg.solve(h, r.T).T for h, r in zip(hessian, rest, strict=True)])
+    return np.where(weights != 0, moved, 0.0)
+
+
+def _coarse_bias(codes: NDArray[np.int32], moments: Moments, source: Scale) -> NDArray[np.int32]:
+    """Biases as multiples of a power of two about half as fine as what one weight step does to the output."""
+    spread = float(np.sqrt(np.mean(np.diagonal(moments.covariance, axis1=1, axis2=2))))
+    steps = max(int(np.floor(np.log2(max(spread / source.scale / 2, 1.0)))), 0)
+    return (np.rint(codes / 2.0**steps) * 2.0**steps).astype(np.int32)
+
+
+def _write(
+    node: ir.Node,
+    codes: NDArray[np.generic],
+    scale: NDArray[np.float32],
+    bias: NDArray[np.int32],
+    source: Scale,
+) -> None:
+    """Put integers into the initializers in front of the node's DequantizeLinear nodes."""
+    weights = node.inputs[1].producer() if node.inputs[1] is not None else None
+    biases = node.inputs[2].producer() if node.inputs[2] is not None else None
+    assert weights is not None
+    assert biases is not None
+    dtype = np.int8 if np.abs(codes).max(initial=0) <= WEIGHT_MAX else np.int16
+    _set(weights.inputs[0], codes.astype(dtype))
+    _set(weights.inputs[1], scale)
+    _set(biases.inputs[0], bias)
+    _set(biases.inputs[1], scale * np.float32(source.scale))
+
+
+def _set(value: ir.Value | None, array: NDArray[np.generic]) -> None:
+    assert value is not None
+    value.const_value = ir.Tensor(array, name=value.name)
+    value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
