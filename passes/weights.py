@@ -46,7 +46,7 @@ def why_not_linear(node: ir.Node | None) -> str | None:
         return "its input is not a Conv or Gemm"
     if only_consumer(node.outputs[0]) is None:
         return f"the output of node {node.name!r} is also read elsewhere"
-    if is_op(node, "Gemm") and not _is_canonical_gemm(node):
+    if is_op(node, "Gemm") and not is_canonical_gemm(node):
         return f"node {node.name!r} has transposed or scaled operands"
     if weights_of(node) is None:
         return f"the weights of node {node.name!r} are not constant"
@@ -55,7 +55,8 @@ def why_not_linear(node: ir.Node | None) -> str | None:
     return None
 
 
-def _is_canonical_gemm(node: ir.Node) -> bool:
+def is_canonical_gemm(node: ir.Node) -> bool:
+    """Whether it computes x W^T + b: no scaled operand, W stored [out, in]."""
     attributes = node.attributes
     plain = all(name not in attributes or attributes[name].as_float() == 1.0 for name in ("alpha", "beta"))
     return plain and integer(node, "transA", 0) == 0 and integer(node, "transB", 0) == 1
