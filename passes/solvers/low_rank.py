@@ -245,11 +245,12 @@ def cp(
     rank: int,
     rounds: int = 50,
     tolerance: float = 1e-5,
+    norm_max: float = CP_NORM_MAX,
 ) -> Factors:
     """1x1 to `rank` channels, a depthwise kernel, 1x1 to all rows: alternating least squares.
 
     Channels are whitened by their Gram matrix. It starts from the SVD of each unfolding, and stops when the error no
-    longer falls by `tolerance` of itself, or before a component grows beyond CP_NORM_MAX times the weights.
+    longer falls by `tolerance` of itself, or before a component grows beyond `norm_max` times the weights.
 
     Args:
         weights: float64 [rows, taps].
@@ -259,6 +260,7 @@ def cp(
         rank: Number of components.
         rounds: At most so many sweeps over the factors.
         tolerance: Relative.
+        norm_max: Norm of a component relative to that of the weights.
 
     Returns:
         [rank, channels], [rank, positions] and [rows, rank].
@@ -274,7 +276,7 @@ def cp(
         factors = _cp_round(target, factors)
         sizes = np.prod([np.linalg.norm(f, axis=0) for f in factors], axis=0)
         now = float(np.linalg.norm(target - np.einsum("cr,kr,or->ock", *factors, optimize=True)))
-        if not np.isfinite(now) or sizes.max(initial=0.0) > CP_NORM_MAX * norm or now > (1 - tolerance) * error:
+        if not np.isfinite(now) or sizes.max(initial=0.0) > norm_max * norm or now > (1 - tolerance) * error:
             break
         best, error = factors, now
     channels, taps, rows = best
