@@ -1,0 +1,156 @@
+"""Codebooks of short vectors: product quantization of a layer along its taps."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from passes.solvers.codebook import Indices, Stack
+from passes.solvers.hessian import Matrix, Vector, inverse_factor
+
+POINTS_MAX = 1 << 15
+"""Sub-vectors that the clustering looks at; evenly spaced where there are more."""
+LLOYD_ROUNDS = 25
+_CHUNK = 1 << 13
+
+
+def metric(hessian: Stack, dimension: int) -> tuple[Matrix, Vector]:
+    """The mean of the blocks on the diagonal of H, and how much each block weighs beside it.
+
+    Args:
+        hessian: float64 [groups, taps, taps], taps a multiple of `dimension`.
+        dimension: d.
+
+    Returns:
+        float64 [d, d] and float64 [groups, taps / d], of mean 1.
+    """
+    groups, taps, _ = hessian.shape
+    blocks = taps // dimension
+    view = hessian.reshape(groups, blocks, dimension, blocks, dimension)
+    diagonal = view[:, np.arange(blocks), :, np.arange(blocks)].transpose(1, 0, 2, 3)
+    trace = np.trace(diagonal, axis1=2, axis2=3)
+    return diagonal.mean(axis=(0, 1)), trace / trace.mean()
+
+
+def kmeans(points: Matrix, weights: Vector, count: int, seed: int) -> Matrix:
+    """Centres with a small sum of weights * |points - nearest centre|**2: k-means++, then Lloyd's rounds.
+
+    Exact where there are at most `count` distinct points.
+
+    Args:
+        points: float64 [n, d].
+        weights: float64 [n], at least 0.
+        count: Of the centres.
+        seed: Of the random start.
+
+    Returns:
+        float64 [up to count, d].
+
+    Source: Arthur and Vassilvitskii, k-means++, SODA 2007; Jegou et al., Product Quantization for Nearest Neighbor
+        Search, PAMI 2011.
+    """
+    distinct, inverse = np.unique(points, axis=0, return_inverse=True)
+    mass = np.bincount(inverse.ravel(), weights, len(distinct)).astype(np.float64)
+    if len(distinct) <= count:
+        return distinct
+    if len(distinct) > POINTS_MAX:
+        some = np.linspace(0, len(distinct) - 1, POINTS_MAX).round().astype(np.int64)
+        distinct, mass = distinct[some], mass[some]
+    centres = _spread_out(distinct, mass, count, np.random.default_rng(seed))
+    for _ in range(LLOYD_ROUNDS):
+        chosen = nearest(distinct, centres)
+        total = np.bincount(chosen, mass, len(centres))
+        moments = np.stack([np.bincount(chosen, mass * column, len(centres)) for column in distinct.T], axis=1)
+        moved = np.where(total[:, None] > 0, moments / np.where(total > 0, total, 1.0)[:, None], centres)
+        if np.array_equal(moved, centres):
+            break
+        centres = moved
+    return centres
+
+
+def _spread_out(points: Matrix, mass: Vector, count: int, rng: np.random.Generator) -> Matrix:
+    """The k-means++ start: each centre is drawn with the probability of its cost so far."""
+    chosen = [_drawn(mass, rng)]
+    cost = np.square(points - points[chosen[0]]).sum(axis=1)
+    while len(chosen) < count:
+        chosen.append(_drawn(mass * cost if (mass * cost).any() else cost, rng))
+        cost = np.minimum(cost, np.square(points - points[chosen[-1]]).sum(axis=1))
+    return points[chosen]
+
+
+def _drawn(odds: Vector, rng: np.random.Generator) -> int:
+    total = np.cumsum(odds)
+    return int(min(np.searchsorted(total, rng.random() * total[-1], "right"), len(odds) - 1))
+
+
+def nearest(points: Matrix, centres: Matrix) -> Indices:
+    """Index of the nearest centre of each point, the first of equals, int64 [n]."""
+    norms = np.square(centres).sum(axis=1)
+    parts = [
+        (norms - 2 * points[start : start + _CHUNK] @ centres.T).argmin(axis=1)
+        for start in range(0, len(points), _CHUNK)
+    ]
+    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def assign(weights: Matrix, hessian: Matrix, entries: Matrix) -> Indices:
+    """Which entry each sub-vector takes: block after block, the blocks behind make good for what one errs.
+
+    Block b costs |(w_b - c) U_bb^-1|**2 after that, with H^-1 = U^T U; the most active block is first.
+
+    Args:
+        weights: float64 [rows, taps].
+        hessian: Damped H.
+        entries: float64 [k, d], d a divisor of taps.
+
+    Returns:
+        int64 [rows, taps / d].
+
+    Source: van Baalen et al., GPTVQ, 2024, section 3.2: the GPTQ sweep with a codebook of vectors.
+    """
+    dimension = entries.shape[1]
+    blocks = np.arange(weights.shape[1]).reshape(-1, dimension)
+    order = np.argsort(-np.diagonal(hessian)[blocks].sum(axis=1), kind="stable")
+    taps = blocks[order].ravel()
+    upper = inverse_factor(hessian[np.ix_(taps, taps)])
+    work = weights[:, taps].copy()
+    chosen = np.empty((len(weights), len(blocks)), np.int64)
+    for place, block in enumerate(order):
+        here, behind = slice(place * dimension, (place + 1) * dimension), slice((place + 1) * dimension, None)
+        whiten = np.linalg.inv(upper[here, here])
+        values, levels = work[:, here] @ whiten, entries @ whiten
+        chosen[:, block] = nearest(values, levels)
+        work[:, behind] -= (values - levels[chosen[:, block]]) @ upper[here, behind]
+    return chosen
+
+
+def polish(weights: Matrix, indices: Indices, hessian: Matrix, entries: Matrix, sweeps: int = 3) -> Indices:
+    """Indices whose loss is no larger than that of `indices`, one sub-vector at a time; arguments as of `assign`."""
+    chosen, dimension = indices.copy(), entries.shape[1]
+    slope = (entries[chosen].reshape(weights.shape) - weights) @ hessian
+    for _ in range(sweeps):
+        has_moved = False
+        for block in range(chosen.shape[1]):
+            here = slice(block * dimension, (block + 1) * dimension)
+            curvature = hessian[here, here]
+            old = entries[chosen[:, block]]
+            # loss(c) - loss(old) = 2 slope (c - old) + (c - old) H (c - old)
+            pull = slope[:, here] - old @ curvature
+            costs = 2 * pull @ entries.T + np.einsum("kd,kd->k", entries @ curvature, entries)
+            best = costs.argmin(axis=1)
+            at = np.arange(len(best))
+            before = costs[at, chosen[:, block]]
+            is_better = costs[at, best] < before - 1e-12 * np.abs(before)
+            if is_better.any():
+                has_moved = True
+                step = np.where(is_better[:, None], entries[best] - old, 0.0)
+                chosen[is_better, block] = best[is_better]
+                slope += step @ hessian[here]
+        if not has_moved:
+            break
+    return chosen
+
+
+def whitening(matrix: Matrix) -> NDArray[np.float64]:
+    """L with matrix = L L^T: the distances of points @ L are those of `points` under the matrix."""
+    return np.asarray(np.linalg.cholesky(matrix))
