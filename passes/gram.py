@@ -23,6 +23,7 @@ class Moments:
         count: Positions seen.
         mean: Of what is read, float64 [groups, taps].
         square: E[x x^T], padding included, float64 [groups, taps, taps].
+        shared: E[m m^T] with m the mean of x over the positions of a sample, float64 [groups, taps, taps].
         answer: Mean of the wanted responses, float64 [groups, rows], or None where none were given.
         cross: E[y x^T] with y the wanted response, float64 [groups, rows, taps], or None.
     """
@@ -30,6 +31,7 @@ class Moments:
     count: int
     mean: NDArray[np.float64]
     square: NDArray[np.float64]
+    shared: NDArray[np.float64]
     answer: NDArray[np.float64] | None = None
     cross: NDArray[np.float64] | None = None
 
@@ -39,16 +41,27 @@ class Moments:
         return self.square - self.mean[:, :, None] * self.mean[:, None, :]
 
     @property
+    def shared_covariance(self) -> NDArray[np.float64]:
+        """Covariance over samples of the mean over positions: the loss of errors that all positions share."""
+        return self.shared - self.mean[:, :, None] * self.mean[:, None, :]
+
+    @property
     def cross_covariance(self) -> NDArray[np.float64] | None:
         """E[(y - answer)(x - mean)^T], float64 [groups, rows, taps]."""
         if self.cross is None or self.answer is None:
             return None
         return self.cross - self.answer[:, :, None] * self.mean[:, None, :]
 
-    def hessian(self, share: float = 0.1) -> NDArray[np.float64]:
-        """The covariance, damped by `share` of its mean diagonal, more where positions are fewer than taps."""
+    def hessian(self, share: float = 0.1, shared: float = 0.0) -> NDArray[np.float64]:
+        """The covariance plus `shared` times the shared covariance, damped.
+
+        Args:
+            share: Of the mean diagonal, added; more where positions are fewer than taps.
+            shared: What shared errors cost beside independent ones.
+        """
         share = max(share, self.mean.shape[1] / max(self.count, 1))
-        return np.stack([damped(each, share) for each in self.covariance])
+        whole = self.covariance + shared * self.shared_covariance if shared else self.covariance
+        return np.stack([damped(each, share) for each in whole])
 
 
 class Gatherer:
@@ -64,6 +77,7 @@ class Gatherer:
         self._count = 0
         self._sum = np.zeros((layer.groups, layer.taps))
         self._square = np.zeros((layer.groups, layer.taps, layer.taps))
+        self._shared = np.zeros((layer.groups, layer.taps, layer.taps))
         self._answer = np.zeros((layer.groups, layer.rows))
         self._cross = np.zeros((layer.groups, layer.rows, layer.taps))
         self._has_answers = False
@@ -72,7 +86,9 @@ class Gatherer:
         """One sample's input [1, C, ...], and the wanted responses as `Layer.responses` gives them."""
         seen = self._layer.patches(sample, self._positions)
         self._count += seen.shape[2]
-        self._sum += seen.sum(axis=2, dtype=np.float64)
+        total = seen.sum(axis=2, dtype=np.float64)
+        self._sum += total
+        self._shared += total[:, :, None] * total[:, None, :] / seen.shape[2]
         turned = seen.transpose(0, 2, 1)
         self._square += np.matmul(seen, turned)
         if wanted is not None:
@@ -84,7 +100,7 @@ class Gatherer:
         """What was gathered so far; at least one sample."""
         n = self._count
         answers = (self._answer / n, self._cross / n) if self._has_answers else (None, None)
-        return Moments(n, self._sum / n, self._square / n, *answers)
+        return Moments(n, self._sum / n, self._square / n, self._shared / n, *answers)
 
 
 def collect_moments(

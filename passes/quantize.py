@@ -19,6 +19,7 @@ from passes import statistics
 from passes.base import Notes, PassReport, Rewrite
 from passes.cones import Kind, Point, points
 from passes.equalize import MARK, Equalize, EqualizeConfig, equalizable
+from passes.problem import Importance
 from passes.quantize_weights import quantize_weights
 from passes.recipes import Recipe
 from passes.reconstruct import Aim, Reconstruct, ReconstructConfig, responses
@@ -111,7 +112,7 @@ def quantize_with(
     samples: Arrays,
     *,
     recipes: Mapping[str, Recipe] | None = None,
-    importance: Mapping[str, NDArray[np.float64]] | None = None,
+    importance: Mapping[str, Importance] | None = None,
     config: QuantizeConfig | None = None,
     progress: Progress | None = None,
 ) -> Quantized:
@@ -120,7 +121,7 @@ def quantize_with(
     Args:
         model, nodes, samples, config, progress: As in `quantize`.
         recipes: By node name; 8 bits for the others.
-        importance: What a squared error in an output channel costs, float64 [C_out], by node name.
+        importance: What errors in the output channels cost, by node name.
     """
     config = config or QuantizeConfig()
     result = model.clone()

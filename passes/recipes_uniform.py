@@ -97,7 +97,7 @@ class RateDistortion:
         return f"RD {self.step:.3g}"
 
     def scales(self, problem: Problem) -> NDArray[np.float64]:
-        left = np.stack([_left_variance(each) for each in problem.hessian])
+        left = np.stack([left_variance(each) for each in problem.hessian])
         loud = np.abs(problem.weights).max(axis=2, initial=0.0)
         wished = self.step / np.sqrt(_steady(problem.importance) * left[:, None])
         # Coarser than the largest weight means a channel of zeros: finer than the limit cannot be written.
@@ -134,7 +134,7 @@ class RateDistortion:
         return polish(exact, swept, hessian, self.limit, weight=weight, rate=rate, keep=keep)
 
 
-def _left_variance(hessian: NDArray[np.float64]) -> float:
+def left_variance(hessian: NDArray[np.float64]) -> float:
     """Geometric mean over taps of the variance that the other taps cannot make good."""
     return float(np.exp(np.mean(np.log(1.0 / np.diagonal(inverse(hessian))))))
 

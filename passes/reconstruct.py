@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -13,17 +14,16 @@ from passes import statistics
 from passes.base import Notes, Rewrite
 from passes.gram import Gatherer, Moments
 from passes.layer import Layer, layers
+from passes.problem import SHRINKAGE, Importance, problem_of
 from passes.quantize_weights import WEIGHT_MAX, bias_codes, dead_channels, fitted
 from passes.recipes import Coded, Problem, Recipe, RecipeError
-from passes.recipes_uniform import Uniform
+from passes.recipes_uniform import Uniform, left_variance
 from passes.scales import Scale
 from passes.statistics import Arrays, Progress
 from passes.walk import Inputs, walk
 
 TAPS_MAX = 8192
 """Weights that one output channel may have: the covariance of its inputs has the square of that."""
-SHRINKAGE = 0.1
-"""Share of the mean variance that is added to every input's: samples are not the world."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,7 @@ class Reconstruct(Rewrite):
     Args:
         aims: By node name.
         recipes: By node name; Uniform(8) for the others.
-        importance: What a squared error in an output channel costs, float64 [C_out], by node name; 1 for the others.
+        importance: What errors in the output channels cost, by node name; the others' channels count alike.
         wanted: Of the original layers, over these very samples.
         samples: Inputs by name, [N, ...].
         config: How far to go.
@@ -128,7 +128,7 @@ class Reconstruct(Rewrite):
         samples: Arrays,
         *,
         recipes: Mapping[str, Recipe] | None = None,
-        importance: Mapping[str, NDArray[np.float64]] | None = None,
+        importance: Mapping[str, Importance] | None = None,
         config: ReconstructConfig | None = None,
         progress: Progress | None = None,
     ) -> None:
@@ -172,7 +172,7 @@ class Reconstruct(Rewrite):
         self.losses[name] = problem.loss(real)
         stored = bias_codes(bias.ravel(), aim.source, scale)
         if self._config.is_coarse:
-            stored = _coarse_bias(stored, moments, aim.source)
+            stored = _coarse_bias(stored, problem, self._importance.get(name), aim.source)
         _write(node, np.asarray(layer.stored(coded.codes)), scale, stored, aim.source)
         notes.change(node)
 
@@ -183,11 +183,11 @@ class Reconstruct(Rewrite):
         return gatherer.moments()
 
     def _problem(self, name: str, layer: Layer, aim: Aim, moments: Moments) -> Problem:
-        weights, hessian = layer.matrix(aim.weights), moments.hessian(SHRINKAGE)
-        if self._config.follow:
-            weights = _followed(weights, moments, hessian)
-        importance = self._importance.get(name, np.ones(layer.channels)).reshape(layer.groups, layer.rows)
-        return Problem(weights, hessian, importance, layer.kernel)
+        importance = self._importance.get(name) or Importance.even(layer.channels)
+        made = problem_of(layer, aim.weights, moments, importance)
+        if not self._config.follow:
+            return made
+        return replace(made, weights=_followed(made.weights, moments, moments.hessian(SHRINKAGE)))
 
     def _coded(self, recipe: Recipe, problem: Problem, aim: Aim) -> tuple[Coded, NDArray[np.float32]]:
         latest: list[Coded] = []
@@ -223,10 +223,16 @@ def _followed(
     return np.where(weights != 0, moved, 0.0)
 
 
-def _coarse_bias(codes: NDArray[np.int32], moments: Moments, source: Scale) -> NDArray[np.int32]:
-    """Biases as multiples of a power of two about half as fine as what one weight step does to the output."""
-    spread = float(np.sqrt(np.mean(np.diagonal(moments.covariance, axis1=1, axis2=2))))
-    steps = max(int(np.floor(np.log2(max(spread / source.scale / 2, 1.0)))), 0)
+def _coarse_bias(
+    codes: NDArray[np.int32], problem: Problem, importance: Importance | None, source: Scale
+) -> NDArray[np.int32]:
+    """Biases as multiples of a power of two that errs about as much, in the network's loss, as one weight's rounding.
+
+    The bias' error is shared by all positions and costs shared * error^2; a weight's costs importance * left * error^2.
+    """
+    left = np.mean([left_variance(each) for each in problem.hessian])
+    ratio = 1.0 if importance is None else float(problem.importance.sum() / max(importance.shared.sum(), 1e-30))
+    steps = max(math.floor(math.log2(max(math.sqrt(left * ratio) / source.scale / 2, 1.0))), 0)
     return (np.rint(codes / 2.0**steps) * 2.0**steps).astype(np.int32)
 
 
