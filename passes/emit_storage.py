@@ -88,7 +88,12 @@ class Expression:
         return self.constants[-1]
 
     def node(
-        self, op_type: str, inputs: list[ir.Value | None], shape: tuple[int, ...], dtype: ir.DataType, **attributes: int
+        self,
+        op_type: str,
+        inputs: list[ir.Value | None],
+        shape: tuple[int, ...],
+        dtype: ir.DataType,
+        **attributes: int | list[int],
     ) -> ir.Value:
         """The output of a new node."""
         name = f"{self.name}_{op_type.lower()}{len(self.nodes)}"
@@ -103,12 +108,15 @@ class Expression:
         narrow = array.astype(ir.DataType.UINT4.numpy()) if count <= 16 else array.astype(np.uint8)
         return self.cast(self.constant("indices", narrow), array.shape, ir.DataType.INT32)
 
+    def reshape(self, value: ir.Value, shape: tuple[int, ...], dtype: ir.DataType) -> ir.Value:
+        """`value` in another shape; itself where it has that shape."""
+        if edit.shape_of(value) == shape:
+            return value
+        return self.node("Reshape", [value, self.constant("shape", np.array(shape, np.int64))], shape, dtype)
+
     def reshaped(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         """`value` in the shape of the codes."""
-        if edit.shape_of(value) == self.shape:
-            return value
-        target = self.constant("shape", np.array(self.shape, np.int64))
-        return self.node("Reshape", [value, target], self.shape, dtype)
+        return self.reshape(value, self.shape, dtype)
 
     def byte_size(self) -> int:
         """What this adds to the file."""
