@@ -1,0 +1,200 @@
+"""Weights that repeat: block-circulant and Toeplitz matrices, and filters shared up to sign, turn and scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from passes.recipes import Coded, Problem, Recipe, RecipeError
+from passes.recipes_uniform import limit_of
+from passes.solvers import circulant, symmetry
+from passes.solvers.circulant import Blocks
+from passes.solvers.tied import Rows
+from passes.storage_structured import CirculantBlocks, SharedFilters
+
+ROUNDS = 3
+"""How often the scale of each row and what the rows share are fitted to each other."""
+
+
+@dataclass(frozen=True)
+class Circulant:
+    """Square blocks whose diagonals are constant, one matrix for each kernel position; rows keep scales of their own.
+
+    Attributes:
+        block: Rows of a block: 2, 4, 8 or more. A block beyond both sides of the matrix is of no use.
+        bits: Of the codes, 2 to 8.
+    """
+
+    block: int = 4
+    bits: int = 8
+
+    @property
+    def name(self) -> str:
+        return f"circulant {self.block} + W{self.bits}"
+
+    @property
+    def limit(self) -> int:
+        return limit_of(self.bits)
+
+    def scales(self, problem: Problem) -> NDArray[np.float64]:
+        return _circulant_scales(problem, self._blocks(problem), self.limit)
+
+    def codes(self, problem: Problem, scale: NDArray[np.float64]) -> Coded:
+        return _circulant_codes(problem, self._blocks(problem), scale, self.limit)
+
+    def _blocks(self, problem: Problem) -> Blocks:
+        rows, channels, positions = _sizes(problem)
+        if min(rows, channels) < 2 or self.block > max(rows, channels):
+            raise RecipeError(f"a matrix of {rows} x {channels} has no circulant blocks of {self.block}")
+        return Blocks(rows, channels, positions, self.block)
+
+
+@dataclass(frozen=True)
+class Toeplitz:
+    """Constant diagonals, one matrix for each kernel position; rows keep scales of their own.
+
+    Attributes:
+        bits: Of the codes, 2 to 8.
+    """
+
+    bits: int = 8
+
+    @property
+    def name(self) -> str:
+        return f"Toeplitz + W{self.bits}"
+
+    @property
+    def limit(self) -> int:
+        return limit_of(self.bits)
+
+    def scales(self, problem: Problem) -> NDArray[np.float64]:
+        return _circulant_scales(problem, self._blocks(problem), self.limit)
+
+    def codes(self, problem: Problem, scale: NDArray[np.float64]) -> Coded:
+        return _circulant_codes(problem, self._blocks(problem), scale, self.limit)
+
+    def _blocks(self, problem: Problem) -> Blocks:
+        rows, channels, positions = _sizes(problem)
+        if min(rows, channels) < 2:
+            raise RecipeError(f"a matrix of {rows} x {channels} has no diagonals to share")
+        return circulant.toeplitz(rows, channels, positions)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Filters that are others negated, turned, mirrored or scaled; what is shared is fitted to all that share it.
+
+    Attributes:
+        tolerance: Largest error of a filter, relative to its size, both in the norm of H.
+        bits: Of the codes, 2 to 8.
+    """
+
+    tolerance: float = 0.2
+    bits: int = 8
+
+    @property
+    def name(self) -> str:
+        return f"shared filters {self.tolerance:g} + W{self.bits}"
+
+    @property
+    def limit(self) -> int:
+        return limit_of(self.bits)
+
+    def scales(self, problem: Problem) -> NDArray[np.float64]:
+        def one(rows: Rows) -> NDArray[np.float64]:
+            return _scales_of(rows, self.limit)
+
+        return self._by_leader(problem, one)
+
+    def codes(self, problem: Problem, scale: NDArray[np.float64]) -> Coded:
+        found = self._sharing(problem)
+        shared = []
+        for leader in range(len(found.leaders)):
+            members, rows = symmetry.rows_of(*_arrays(problem), problem.kernel, found, leader)
+            shared.append(rows.rounded(scale.reshape(-1)[members], self.limit))
+        filters = np.stack(shared).astype(np.int8).reshape(len(shared), -1, *problem.kernel)
+        shape = problem.weights.shape[:2]
+        storage = SharedFilters(
+            filters, found.leader.astype(np.uint16).reshape(shape), found.orientation.reshape(shape)
+        )
+        return Coded(storage.codes(), storage)
+
+    def _sharing(self, problem: Problem) -> symmetry.Sharing:
+        found = symmetry.sharing(problem.weights, problem.hessian, problem.kernel, self.tolerance)
+        if len(found.leaders) == len(found.leader):
+            raise RecipeError(f"no two of its {len(found.leader)} filters are alike up to {self.tolerance:g}")
+        return found
+
+    def _by_leader(
+        self, problem: Problem, solve: Callable[[Rows], NDArray[np.float64]]
+    ) -> NDArray[np.float64]:
+        found = self._sharing(problem)
+        result = np.ones(problem.weights.shape[:2])
+        for leader in range(len(found.leaders)):
+            members, rows = symmetry.rows_of(*_arrays(problem), problem.kernel, found, leader)
+            result.reshape(-1)[members] = solve(rows)
+        return result
+
+
+def recognised(problem: Problem, bits: int = 8) -> Recipe | None:
+    """The recipe for a structure that the weights have already, up to float32 noise; the smallest where two fit.
+
+    Args:
+        problem: Of the layer.
+        bits: Of the codes.
+
+    Returns:
+        Circulant, Toeplitz or Shared; None where the weights are like none of them.
+    """
+    found: list[tuple[int, Recipe]] = []
+    rows, channels, positions = _sizes(problem)
+    forms = {circulant.recognised(weights, positions) for weights in problem.weights}
+    if len(forms) == 1 and (blocks := forms.pop()) is not None:
+        is_toeplitz = blocks == circulant.toeplitz(rows, channels, positions)
+        recipe: Recipe = Toeplitz(bits) if is_toeplitz else Circulant(blocks.block, bits)
+        found.append((len(problem.weights) * blocks.parameters, recipe))
+    sharing = symmetry.sharing(problem.weights, problem.hessian, problem.kernel)
+    if len(sharing.leaders) < len(sharing.leader):
+        found.append((len(sharing.leaders) * problem.weights.shape[2], Shared(symmetry.NOISE, bits)))
+    return min(found, key=lambda each: each[0])[1] if found else None
+
+
+def _sizes(problem: Problem) -> tuple[int, int, int]:
+    """Rows and channels of a group, and kernel positions."""
+    _, rows, taps = problem.weights.shape
+    positions = math.prod(problem.kernel)
+    return rows, taps // positions, positions
+
+
+def _arrays(problem: Problem) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    return problem.weights, problem.hessian, problem.importance
+
+
+def _scales_of(rows: Rows, limit: int) -> NDArray[np.float64]:
+    """Scales that use the whole range of the codes for what the rows share."""
+    parameters, factors = rows.fitted(ROUNDS)
+    largest = float(np.abs(parameters).max(initial=0.0))
+    return factors * (largest if largest > 0 else 1.0) / limit
+
+
+def _circulant_scales(problem: Problem, blocks: Blocks, limit: int) -> NDArray[np.float64]:
+    result = np.empty(problem.weights.shape[:2])
+    for group, arrays in enumerate(zip(*_arrays(problem), strict=True)):
+        for block_row in range(blocks.down):
+            rows = circulant.rows_of(*arrays, blocks, block_row)
+            result[group, blocks.members(block_row)] = _scales_of(rows, limit)
+    return result
+
+
+def _circulant_codes(problem: Problem, blocks: Blocks, scale: NDArray[np.float64], limit: int) -> Coded:
+    parameters = np.zeros((len(problem.weights), blocks.down, blocks.row_parameters), np.int8)
+    for group, arrays in enumerate(zip(*_arrays(problem), strict=True)):
+        for block_row in range(blocks.down):
+            rows = circulant.rows_of(*arrays, blocks, block_row)
+            parameters[group, block_row] = rows.rounded(scale[group, blocks.members(block_row)], limit)
+    storage = CirculantBlocks(blocks, parameters)
+    return Coded(storage.codes(), storage)
