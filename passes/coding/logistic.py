@@ -8,6 +8,8 @@ from __future__ import annotations
 ONE = 1 << 16
 """The probability 1."""
 HALF = ONE // 2
+LEAST = 22
+"""The smallest probability that is told from 0."""
 
 KNOTS = (
     22, 28, 36, 47, 60, 77, 98, 126, 162, 208, 267, 342, 439, 562, 720, 922, 1179, 1506, 1921, 2446, 3108, 3938, 4971,

@@ -4,63 +4,71 @@ from __future__ import annotations
 
 from operator import mul
 
-from passes.coding.logistic import HALF, LIMIT, ONE, SQUASH, STRETCH
+from passes.coding.logistic import HALF, LEAST, LIMIT, ONE, SQUASH, STRETCH
 from passes.coding.range_coder import BitCoder
 
-_WEIGHT_BITS = 16
-_START = 22000
-"""First weight of every input: a little above 1 / inputs, since models that agree are surer together."""
-_RATE_BITS = 16
-_SLOWEST = 255
-
-
-def _rates(limit: int) -> list[int]:
-    return [2 * ONE // (2 * count + 3) for count in range(limit + 1)]
+_START = 72090
+"""The sum of the first weights, 1.1: models that agree are surer together."""
+SLOWEST = 255
+RATES = [2 * ONE // (2 * count + 3) for count in range(SLOWEST + 1)]
+"""Share of 65536 of its error by which a slot moves that has seen `index` bits."""
+TRUST = [256 * (count + 1) // (count + 3) for count in range(SLOWEST + 1)]
+"""Share of 256 at which such a slot's stretch counts."""
 
 
 class Mixer:
     """Probabilities of bits in contexts, each context a slot, and weights that say which contexts to believe.
 
-    A slot counts what it has seen: it moves by 1 / (count + 1.5) of the error, never slower than its limit. One
-    that has seen nothing begins where the first of the bit's slots stands.
+    A slot counts what it has seen: it moves by 1 / (count + 1.5) of its error, and speaks the louder. One that has
+    seen nothing begins where the first of the bit's slots stands.
 
     Source: Mahoney, Adaptive Weighing of Context Models for Lossless Data Compression, 2005, section 3.
     """
 
-    def __init__(self, coder: BitCoder, slots: int, nodes: int, inputs: int, rate: int = 6) -> None:
+    def __init__(self, coder: BitCoder, slots: int, inputs: list[int]) -> None:
         """Args:
         coder: Writes or reads.
         slots: Contexts in all.
-        nodes: Sets of weights, one for each kind of decision.
-        inputs: Contexts that are mixed for one bit.
-        rate: How fast the weights learn.
+        inputs: How many contexts are mixed, for each kind of decision.
         """
         self._coder = coder
         self._probability = [HALF] * slots
         self._count = [0] * slots
-        self._weights = [[_START] * inputs for _ in range(nodes)]
-        self._rates = _rates(_SLOWEST)
-        self._rate = rate
+        self._weights = [[_START // count] * count for count in inputs]
 
     def code(self, bit: int, slots: list[int], node: int) -> int:
-        """Code one bit in the contexts `slots` with the weights `node`; returns it."""
-        table, counts, rates, weights = self._probability, self._count, self._rates, self._weights[node]
+        """Code one bit in the contexts `slots` with the weights of the decision `node`; returns it."""
+        table, counts, weights = self._probability, self._count, self._weights[node]
         first = table[slots[0]]
+        inputs = []
         for slot in slots:
-            if not counts[slot]:
+            count = counts[slot]
+            if not count:
                 table[slot] = first
-        inputs = [STRETCH[table[slot] >> 4] for slot in slots]
-        total = sum(map(mul, weights, inputs)) >> _WEIGHT_BITS
+            inputs.append(STRETCH[table[slot] >> 4] * TRUST[count] >> 8)
+        total = sum(map(mul, weights, inputs)) >> 16
         probability = SQUASH[min(max(total, -LIMIT), LIMIT) + LIMIT + 1]
         bit = self._coder.code(bit, probability)
-        step = ((bit << 16) - probability) * self._rate
-        self._weights[node] = [weight + (value * step >> _RATE_BITS) for weight, value in zip(weights, inputs)]
+        error = (bit << 16) - probability
+        self._weights[node] = [weight + (value * error >> 16) for weight, value in zip(weights, inputs)]
         for slot in slots:
             count = counts[slot]
             if bit:
-                table[slot] += (ONE - table[slot]) * rates[count] >> 16
+                table[slot] += (ONE - table[slot]) * RATES[count] >> 16
             else:
-                table[slot] -= table[slot] * rates[count] >> 16
-            if count < _SLOWEST:
+                table[slot] -= table[slot] * RATES[count] >> 16
+            if count < SLOWEST:
                 counts[slot] = count + 1
+        return bit
+
+    def code_alone(self, bit: int, slot: int) -> int:
+        """Code one bit in a single context; returns it."""
+        probability = min(max(self._probability[slot], LEAST), ONE - LEAST)
+        bit = self._coder.code(bit, probability)
+        count = self._count[slot]
+        if bit:
+            self._probability[slot] += (ONE - self._probability[slot]) * RATES[count] >> 16
+        else:
+            self._probability[slot] -= self._probability[slot] * RATES[count] >> 16
+        self._count[slot] = min(count + 1, SLOWEST)
         return bit

@@ -85,6 +85,11 @@ class BitDecoder:
             self._next += 1
         return bit
 
+    @property
+    def position(self) -> int:
+        """Bytes of the data that were needed so far."""
+        return min(self._next, len(self._data) - STATE_BYTES)
+
     def finish(self) -> None:
         """Check that nothing is left over.
 

@@ -1,8 +1,9 @@
-"""Arrays of small integers to bytes: binary decisions in the contexts of the codes around them, mixed and range coded."""
+"""Arrays of integers to bytes: binary decisions in the contexts of the codes around them, mixed and range coded."""
 
 from __future__ import annotations
 
 import math
+from operator import mul
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,93 +14,164 @@ from passes.coding.range_coder import BitCoder, BitDecoder, BitEncoder, CodingEr
 MODELS = 8
 """Banks of adaptive states: arrays of one kind share a bank."""
 
-_LENGTHS = 33  # decision 0: not zero; decision k: more than k bits
-_TREES = 8  # mantissas of 2 .. 8 bits, and of all longer ones
+_NODES = 32
+_LENGTHS = 12
+"""Decisions 0 to 11 ask whether a magnitude has more than that many bits. Behind them stand those on the bits after
+the leading one: 12 for the one of 2-bit magnitudes, 13 to 15 for 3 bits, 16 to 22 for 4, 23 to 29 for the first
+three of more."""
+_TREES = (0, 11, 12, 15, 22)
 _TREE = 8
-_NODES = _LENGTHS + _TREES * _TREE
-_SIGN = _NODES
-_LOW = _NODES + 1
-_ALL = _LOW + 32
-_LEVELS = 24
-_INPUTS = 6
+_ANY, _COLUMN, _NEAR, _PRODUCT = (first * _NODES for first in (0, 1, 1 + 64, 1 + 64 + 32 * 8))
+_SIGN = _PRODUCT + 64 * 8 * _NODES
+_GUESS = _SIGN + 3
+_PLACE = _GUESS + 15
+_DEEP = _PLACE + 15 * 16
+_LOW = _DEEP + 32
+_SLOTS = _LOW + 32
+_PLACES = 16
+_LARGEST = 255
+"""Neighbours count as at most this large."""
+_GUESS_LIMIT = 1 << 17
 
 
 class _Model:
-    """What has been learned of one kind of arrays."""
+    """What has been learned of one kind of arrays.
+
+    A magnitude is expected to be that of its row times that of its column over that of all, and like its neighbours;
+    its sign is guessed by a linear predictor that learns as it goes (normalised least mean squares).
+    """
 
     def __init__(self, coder: BitCoder) -> None:
-        self._mixer = Mixer(coder, _INPUTS * _LEVELS * _LEVELS * _ALL, _ALL, _INPUTS)
+        self._mixer = Mixer(coder, _SLOTS, [4] * _NODES + [3])
+        self._filter_weights = [0] * 10
+        self._dense_weights = [0] * 6
 
-    def code(self, values: list[list[int]] | None, rows: int, columns: int, period: int) -> list[list[int]]:
+    def code(self, values: list[list[int]] | None, rows: int, columns: int, kernel: tuple[int, ...]) -> list[list[int]]:
         """Code rows of integers; without values, read them."""
-        above, above2 = [0] * columns, [0] * columns
-        mean = [0] * columns
+        period, width = math.prod(kernel), kernel[-1] if kernel else 1
+        above, above2, sums, total = [0] * columns, [0] * columns, [0] * columns, 0
         out: list[list[int]] = []
         for index in range(rows):
-            row = self._row(values[index] if values else None, columns, period, above, above2, mean)
+            given = values[index] if values is not None else None
+            row: list[int] = []
+            small: list[int] = []
+            row_total = 0
+            for column in range(columns):
+                if period > 1:
+                    weights, near = self._filter_weights, _filter(small, above, above2, column, period, width)
+                else:
+                    weights, near = self._dense_weights, _dense(small, above, above2, column)
+                mean = ((total + 1) << 8) // (index * columns + column + 1) + 1
+                row_mean = ((row_total << 8) + 4 * mean) // (column + 4)
+                column_mean = ((sums[column] << 8) + 3 * mean) // (index + 3)
+                product = row_mean * column_mean // mean
+                guess = min(max(sum(map(mul, weights, near)) >> 8, -_GUESS_LIMIT), _GUESS_LIMIT)
+                step = min(max((6 * guess + (mean + 64 >> 1)) // (mean + 64), -7), 7)
+                left = abs(small[column - 1]) if column else 0
+                contexts = (
+                    _ANY,
+                    _COLUMN + _quarter(column_mean) * _NODES,
+                    _NEAR + (_half((3 * product + _mean(near)) >> 2) * 8 + min(_size(left), 7)) * _NODES,
+                    _PRODUCT + (_quarter(product) * 8 + abs(step)) * _NODES,
+                )
+                place = column % period if 1 < period <= _PLACES else 0
+                signs = [_SIGN + _sign(near[2]), _GUESS + step + 7, _PLACE + (step + 7) * _PLACES + place]
+                value = self._value(given[column] if given is not None else 0, contexts, signs)
+                row.append(value)
+                clipped = min(max(value, -_LARGEST), _LARGEST)
+                small.append(clipped)
+                energy = sum(map(mul, near, near))
+                if energy:
+                    share = (((clipped << 8) - guess) << 15) // (energy + (mean * mean >> 13) + 1)
+                    weights[:] = [weight + (share * value >> 12) for weight, value in zip(weights, near)]
+                size = abs(clipped)
+                total += size
+                row_total += size
+                sums[column] += size
             out.append(row)
-            above, above2 = row, above
+            above, above2 = small, above
         return out
 
-    def _row(
-        self, values: list[int] | None, columns: int, period: int, above: list[int], above2: list[int], mean: list[int]
-    ) -> list[int]:
-        row: list[int] = []
-        level = sum(mean) // columns
-        for column in range(columns):
-            left = row[column - 1] if column else 0
-            left2 = row[column - 2] if column > 1 else 0
-            back = row[column - period] if period and column >= period else 0
-            contexts = (
-                0,
-                _size(abs(left)) * _LEVELS + _size(abs(left2)),
-                _size(abs(above[column])) * _LEVELS + _size(abs(above2[column])),
-                _fine(level),
-                _fine(mean[column]),
-                _size(abs(back)) * _LEVELS + _fine(2 * abs(left) + abs(above[column]) + abs(left2) << 6),
-            )
-            signs = (0, _sign(left), _sign(above[column]), _sign(back), _sign(left) * 3 + _sign(left2), 0)
-            value = self._value(values[column] if values else 0, contexts, signs)
-            row.append(value)
-            size = min(abs(value), 1 << 16) << 8
-            level += (size - level) >> 4
-            mean[column] += (size - mean[column]) >> 3
-        return row
-
-    def _value(self, value: int, contexts: tuple[int, ...], signs: tuple[int, ...]) -> int:
-        code = self._mixer.code
-        bases = [(number * _LEVELS * _LEVELS + context) * _ALL for number, context in enumerate(contexts)]
+    def _value(self, value: int, contexts: tuple[int, ...], signs: list[int]) -> int:
+        code, alone = self._mixer.code, self._mixer.code_alone
         magnitude = abs(value)
         bits = magnitude.bit_length()
         length = 0
-        while length < 32 and code(int(bits > length), [base + length for base in bases], length):
+        while length < 32:
+            more = int(bits > length)
+            if length < _LENGTHS:
+                more = code(more, [base + length for base in contexts], length)
+            else:
+                more = alone(more, _DEEP + length)
+            if not more:
+                break
             length += 1
         if not length:
             return 0
         found = 1
-        tree = _LENGTHS + min(length - 1, _TREES - 1) * _TREE
+        tree = _TREES[min(length - 1, 4)]
         for shift in range(length - 2, -1, -1):
             bit = magnitude >> shift & 1
             if found < _TREE:
-                bit = code(bit, [base + tree + found for base in bases], tree + found)
+                node = tree + found
+                bit = code(bit, [base + node for base in contexts], node)
             else:
-                node = _LOW + shift
-                bit = code(bit, [node] * _INPUTS, node)
+                bit = alone(bit, _LOW + shift)
             found = found * 2 + bit
-        bases = [(number * _LEVELS * _LEVELS + context) * _ALL + _SIGN for number, context in enumerate(signs)]
-        negative = code(int(value < 0), bases, _SIGN)
+        negative = code(int(value < 0), signs, _NODES)
         if found > (1 << 31) - 1 + negative:
             raise CodingError("a coded number does not fit 32 bits")
         return -found if negative else found
 
 
-def _size(magnitude: int) -> int:
-    return min(magnitude, magnitude.bit_length() + 1, _LEVELS - 1)
+def _filter(row: list[int], above: list[int], above2: list[int], column: int, period: int, width: int) -> list[int]:
+    """Neighbours in the kernel (left, second left, over, over left, over right, second over), the same place of the
+    two input channels before, and of the two output channels before."""
+    down, across = divmod(column % period, width)
+    return [
+        row[column - 1] if across else 0,
+        row[column - 2] if across > 1 else 0,
+        row[column - width] if down else 0,
+        row[column - width - 1] if down and across else 0,
+        row[column - width + 1] if down and across < width - 1 else 0,
+        row[column - period] if column >= period else 0,
+        above[column],
+        above2[column],
+        row[column - 2 * width] if down > 1 else 0,
+        row[column - 2 * period] if column >= 2 * period else 0,
+    ]
 
 
-def _fine(mean: int) -> int:
+def _dense(row: list[int], above: list[int], above2: list[int], column: int) -> list[int]:
+    """Neighbours in the matrix: left, second left, above left, above right, above, second above."""
+    return [
+        row[column - 1] if column else 0,
+        row[column - 2] if column > 1 else 0,
+        above[column - 1] if column else 0,
+        above[column + 1] if column + 1 < len(above) else 0,
+        above[column],
+        above2[column],
+    ]
+
+
+def _mean(near: list[int]) -> int:
+    return (2 * abs(near[0]) + abs(near[1]) + abs(near[2]) + 2 * sum(map(abs, near[5:7])) << 8) // 8
+
+
+def _quarter(mean: int) -> int:
+    """Logarithm of a mean with 8 fractional bits in quarters of an octave, 0 to 63."""
     bits = mean.bit_length()
-    return min(2 * bits + (mean >> bits - 2 & 1), _LEVELS - 1) if bits > 1 else bits
+    return min(max(4 * bits + ((mean << 2 >> bits - 1) & 3) - 16, 0), 63) if bits else 0
+
+
+def _half(mean: int) -> int:
+    """Logarithm of a mean with 8 fractional bits in halves of an octave, 0 to 31."""
+    bits = mean.bit_length()
+    return min(max(2 * bits + ((mean << 1 >> bits - 1) & 1) - 8, 0), 31) if bits else 0
+
+
+def _size(magnitude: int) -> int:
+    return magnitude if magnitude < 3 else magnitude.bit_length() + 1
 
 
 def _sign(value: int) -> int:
@@ -130,7 +202,7 @@ class Encoder:
             return
         if int(values.min()) < -(1 << 31) or int(values.max()) >= 1 << 31:
             raise CodingError("values must be within int32")
-        model_of(self._models, model, self._coder).code(values.tolist(), *values.shape, math.prod(kernel))
+        model_of(self._models, model, self._coder).code(values.tolist(), *values.shape, kernel)
 
     def finish(self) -> bytes:
         """All that was written. The encoder is used up."""
@@ -152,8 +224,13 @@ class Decoder:
         """The next array, int32 [rows, columns]; the arguments are those of its `Encoder.write`."""
         if rows * columns == 0:
             return np.zeros((rows, columns), np.int32)
-        coded = model_of(self._models, model, self._coder).code(None, rows, columns, math.prod(kernel))
+        coded = model_of(self._models, model, self._coder).code(None, rows, columns, kernel)
         return np.array(coded, np.int32)
+
+    @property
+    def position(self) -> int:
+        """Bytes of the data that were needed so far."""
+        return self._coder.position
 
     def finish(self) -> None:
         """Check that all of the data was read.
