@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from passes.solvers.survivors import refit
 
 Method: TypeAlias = Literal["magnitude", "obd", "obs", "sweep", "auto"]
 """How the weights that go are chosen; the survivors make good for them in every case."""
+METHODS: tuple[Method, ...] = get_args(Method)
 
 OPERATIONS_MAX = 2e11
 """Of an exact algorithm on one layer, about 20 s; "auto" takes the sweep for larger ones."""
@@ -74,9 +75,12 @@ class PruneAndRound:
         return Coded(np.rint(pruned.weights / scale[:, :, None]).astype(np.int32))
 
     def _kept(self, problem: Problem) -> Mask:
+        taps = problem.weights.shape[2]
+        if isinstance(self.pattern, NofM) and taps < self.pattern.of:
+            raise RecipeError(
+                f"its channels have {taps} weights each, fewer than the {self.pattern.of} of {self.pattern}"
+            )
         layer = (problem.weights, problem.hessian, self.pattern, self.sparsity, problem.importance)
-        if self._is_impossible(problem.weights.shape):
-            raise RecipeError(f"its channels have fewer weights than the {self.pattern.of} of {self.pattern}")  # type: ignore[union-attr]
         match self._method(problem):
             case "magnitude":
                 return prune.magnitude(*layer).kept
@@ -94,11 +98,10 @@ class PruneAndRound:
         high = self.pattern.rows if isinstance(self.pattern, Blocks) else 1
         return "obs" if groups * -(-rows // high) * taps**3 <= OPERATIONS_MAX else "sweep"
 
-    def _is_impossible(self, shape: tuple[int, ...]) -> bool:
-        return isinstance(self.pattern, NofM) and shape[2] < self.pattern.of
-
     def _is_exact(self, problem: Problem, kept: Mask) -> bool:
-        """Whether every row can have a factorization of its own."""
+        """Whether every row is to have a factorization of its own, and can."""
+        if kept.all():
+            return False
         counts = kept.sum(axis=2, dtype=np.float64)
         return float((counts**3).sum()) <= OPERATIONS_MAX
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from passes.solvers import hessian as quadratic
 from passes.solvers.patterns import Blocks, Mask, NofM, Pattern, Stack, affordable, spread
 
-STEPS = 32
+STEPS = 48
 """Eliminations that are gathered before the inverse itself is brought up to date, as one product of matrices."""
 CHUNK_BYTES = 48 << 20
 """Of the inverses that are worked on at a time."""
@@ -227,9 +227,11 @@ class _RowBlocks:
                 [quadratic.inverse(self._hessians[g][np.ix_(t, t)]) for g, t in zip(self._owner, whole)]
             )
         else:
-            half = np.take_along_axis(self._half[:, : self._used], taps[:, None], axis=2)
-            self._inverse = self._inverse[self._each[:, None, None], taps[:, :, None], taps[:, None]]
-            self._inverse -= half.transpose(0, 2, 1) @ half
+            left = np.empty((count, taps.shape[1], taps.shape[1]))
+            for number, own in enumerate(taps):
+                half = self._half[number, : self._used].take(own, axis=1)
+                np.subtract(self._inverse[number].take(own, axis=0).take(own, axis=1), half.T @ half, out=left[number])
+            self._inverse = left
         self._weights = np.take_along_axis(self._weights, taps[:, None], axis=2)
         fresh = self._start()
         self._reference = fresh if lost else reference
