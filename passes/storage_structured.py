@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from passes.solvers.circulant import Blocks
-from passes.solvers.symmetry import oriented, orientations
+from passes.solvers.symmetry import orientations, oriented
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,60 +7,16 @@ import math
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from compiler.importer import import_model
-from passes.emit_storage import PROPERTY, emit
+from passes.emit_storage import emit
 from passes.storage import Codebook, Narrow, Planes, Storage, Vector
-from passes.weights import weights_of
 from tests.support.onnx_models import model, node
+from tests.support.stored import check_stored, layer_of, quantized
 
 CONV, DEPTHWISE, GEMM = (32, 16, 3, 3), (512, 1, 3, 3), (64, 96)
-
-
-def _quantized(codes: NDArray[np.int8]) -> ir.Model:
-    """x -> Q -> DQ -> Conv or Gemm of `codes` -> y."""
-    rng, rows = np.random.default_rng(1), codes.shape[0]
-    groups = rows if codes.shape[1] == 1 else 1
-    constants = {
-        "scale": np.array(0.0625, np.float32),
-        "zero": np.array(3, np.int8),
-        "codes": codes,
-        "steps": 2.0 ** rng.integers(-9, -5, rows).astype(np.float32),
-    }
-    layer = (
-        node("Gemm", ["xq", "w"], ["y"], transB=1)
-        if codes.ndim == 2
-        else node("Conv", ["xq", "w"], ["y"], pads=[1, 1, 1, 1], group=groups, kernel_shape=[3, 3])
-    )
-    nodes = [
-        node("QuantizeLinear", ["x", "scale", "zero"], ["q"]),
-        node("DequantizeLinear", ["q", "scale", "zero"], ["xq"]),
-        node("DequantizeLinear", ["codes", "steps"], ["w"], axis=0),
-        layer,
-    ]
-    shape = (1, codes.shape[1]) if codes.ndim == 2 else (1, groups * codes.shape[1], 8, 8)
-    proto = model(nodes, {"x": shape}, ["y"], constants, opset=21, ir_version=10)
-    return ir.from_proto(onnx.shape_inference.infer_shapes(proto, strict_mode=True))
-
-
-def _layer(network: ir.Model) -> ir.Node:
-    return next(item for item in network.graph if item.op_type in ("Conv", "Gemm"))
-
-
-def _outputs(data: bytes, level: ort.GraphOptimizationLevel) -> NDArray[np.float32]:
-    options = ort.SessionOptions()
-    options.graph_optimization_level = level
-    options.intra_op_num_threads = 1
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
-    active = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    shape = active.get_inputs()[0].shape
-    feed = np.random.default_rng(2).normal(size=shape).astype(np.float32)
-    return np.asarray(active.run(None, {"x": feed})[0])
 
 
 def _forms(shape: tuple[int, ...]) -> dict[str, Storage]:
@@ -91,36 +47,14 @@ def _forms(shape: tuple[int, ...]) -> dict[str, Storage]:
     ],
 )
 def test_every_form_is_the_same_network_in_a_smaller_file(shape: tuple[int, ...], form: str, tmp_path: Path) -> None:
-    storage = _forms(shape)[form]
-    codes = storage.codes().reshape(shape).astype(np.int8)
-    network = _quantized(codes)
-    dense = ir.to_proto(network).SerializeToString()
-    assert emit(_layer(network), storage) is None
-    proto = ir.to_proto(network)
-    stored = proto.SerializeToString()
-    assert len(stored) < len(dense)
-    onnx.checker.check_model(proto, full_check=True)
-    onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
-    for level in (ort.GraphOptimizationLevel.ORT_ENABLE_BASIC, ort.GraphOptimizationLevel.ORT_ENABLE_ALL):
-        expected = _outputs(dense, level)
-        assert np.ptp(expected) > 0
-        assert np.array_equal(_outputs(stored, level), expected)
-    path = tmp_path / "stored.onnx"
-    path.write_bytes(stored)
-    layer = _layer(import_model(path).model)
-    weights = weights_of(layer)
-    assert weights is not None
-    assert weights.dequantize is not None
-    assert weights.values.dtype == np.int8
-    assert np.array_equal(weights.values, codes)
-    assert weights.dequantize.metadata_props[PROPERTY] == storage.form
+    check_stored(_forms(shape)[form], shape, tmp_path)
 
 
 def test_a_form_that_makes_the_file_larger_is_left_out_and_the_graph_untouched() -> None:
     storage = Codebook(np.array([-1, 0, 1], np.int8), np.ones((1, 4, 9), np.uint8))
-    network = _quantized(storage.codes().reshape(4, 1, 3, 3).astype(np.int8))
+    network = quantized(storage.codes().reshape(4, 1, 3, 3).astype(np.int8))
     before = ir.to_proto(network).SerializeToString(deterministic=True)
-    reason = emit(_layer(network), storage)
+    reason = emit(layer_of(network), storage)
     assert reason is not None
     assert "as codebook its codes would take" in reason
     assert ir.to_proto(network).SerializeToString(deterministic=True) == before
@@ -130,25 +64,25 @@ def test_a_form_that_makes_the_file_larger_is_left_out_and_the_graph_untouched()
 def test_the_count_of_bytes_is_that_of_the_file(taps: int) -> None:
     """Around the break-even size the verdict is that of the files themselves."""
     storage = Codebook(np.arange(16, dtype=np.int8), np.random.default_rng(0).integers(0, 16, (1, 2, taps), np.uint8))
-    network = _quantized(storage.codes().reshape(2, taps).astype(np.int8))
+    network = quantized(storage.codes().reshape(2, taps).astype(np.int8))
     dense = ir.to_proto(network).ByteSize()
-    reason = emit(_layer(network), storage)
+    reason = emit(layer_of(network), storage)
     stored = ir.to_proto(network).ByteSize()
     assert stored < dense if reason is None else stored == dense
 
 
 def test_the_tables_of_planes_do_not_pay_for_the_nine_taps_of_a_depthwise_convolution() -> None:
     storage = _forms(DEPTHWISE)["three planes"]
-    network = _quantized(storage.codes().reshape(DEPTHWISE).astype(np.int8))
-    reason = emit(_layer(network), storage)
+    network = quantized(storage.codes().reshape(DEPTHWISE).astype(np.int8))
+    reason = emit(layer_of(network), storage)
     assert reason is not None
     assert reason.startswith("as planes its codes would take ")
 
 
 def test_other_codes_than_the_layers_are_an_error() -> None:
-    network = _quantized(np.zeros(GEMM, np.int8))
+    network = quantized(np.zeros(GEMM, np.int8))
     with pytest.raises(ValueError, match="stands for other codes"):
-        emit(_layer(network), _forms(GEMM)["codebook"])
+        emit(layer_of(network), _forms(GEMM)["codebook"])
 
 
 def test_float_weights_have_no_codes_to_store() -> None:
