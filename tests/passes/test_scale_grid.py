@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passes import quantize
-from passes.quantize import Scale
+from passes import quantize_weights
 from passes.scale_grid import (
     STEP_MAX,
     factor_at_least,
@@ -20,6 +19,7 @@ from passes.scale_grid import (
     weight_scale,
     wished_scale,
 )
+from passes.scales import Scale, on_grid
 
 activation_scales = st.floats(2.0**-20, 2.0**10, width=32)
 steps = st.integers(-60, 20)
@@ -28,7 +28,7 @@ steps = st.integers(-60, 20)
 @given(st.floats(2.0**-60, 65534.0))
 def test_a_factor_is_the_quantizers(factor: float) -> None:
     multiplier, shift = factor_at_least(factor)
-    assert multiplier / 2**shift == quantize.on_grid(factor)
+    assert multiplier / 2**shift == on_grid(factor)
     assert multiplier % 2 == 1
     assert multiplier < 2**16
 
@@ -38,13 +38,13 @@ def test_a_factor_beside_a_power_of_two_is_the_quantizers(exponent: int, side: i
     power = math.ldexp(1.0, exponent)
     factor = power if side == 0 else math.nextafter(power, math.inf * side)
     multiplier, shift = factor_at_least(factor)
-    assert multiplier / 2**shift == quantize.on_grid(factor)
+    assert multiplier / 2**shift == on_grid(factor)
 
 
 @given(steps, activation_scales, activation_scales)
 def test_a_weight_scale_is_the_quantizers_for_the_wished_scale(step: int, source: float, target: float) -> None:
     try:
-        expected = quantize._weight_scale(wished_scale(step), Scale(source, 0), Scale(target, 0))
+        expected = quantize_weights.weight_scale(wished_scale(step), Scale(source, 0), Scale(target, 0))
     except ValueError:
         with pytest.raises(ValueError):
             weight_scale(step, source, target)
@@ -79,7 +79,7 @@ def test_the_grid_has_four_steps_in_an_octave() -> None:
 def test_what_is_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match="a scale's step must be in -400..400, not 401"):
         weight_scale(STEP_MAX + 1, 1.0, 1.0)
-    with pytest.raises(ValueError, match="weights of step 2\\*\\*\\(64/4\\) are too coarse: s_x \\* s_w / s_y is 65536"):
+    with pytest.raises(ValueError, match="are too coarse: s_x \\* s_w / s_y is 65536"):
         weight_scale(64, 1.0, 1.0)
     with pytest.raises(ValueError, match="no normal float32"):
         scale_of_factor(1, 47, 2.0**100, 2.0**-10)
