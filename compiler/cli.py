@@ -36,6 +36,7 @@ EXIT_CODES = {
     "ProgramError": USAGE,
     "OptionError": USAGE,
     "ModelError": MODEL,
+    "ContainerError": MODEL,
     "CalibrationError": MODEL,
     "StatisticsError": MODEL,
     "HostError": MODEL,
@@ -441,6 +442,29 @@ def inspect(folder: Path, program: bool, as_json: bool) -> int:
         _print(json.dumps(inspection.facts(folder, program=program), indent=1))
     else:
         inspection.show(folder, _console(), program=program)
+    return OK
+
+
+@cli.command(epilog=EXIT_HELP)
+@click.argument("container", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=NewFile(), required=True, help="ONNX file to write.")
+@_json_option
+@_common
+def decompress(container: Path, output: Path, as_json: bool) -> int:
+    """Turn CONTAINER (.edgec) back into the ONNX file that it was made of, byte for byte.
+
+    \b
+    Examples:
+      edgec decompress model.edgec -o model.onnx
+      edgec decompress model.edgec -o model.onnx --json
+    """
+    from compiler.container import files
+
+    found = files.decompress(container, output)
+    if as_json:
+        _print(json.dumps(found.facts(), indent=1))
+    else:
+        _print(f"wrote {output}: {found.onnx_bytes:,} bytes from {found.container_bytes:,}")
     return OK
 
 
