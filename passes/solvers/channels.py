@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from passes.solvers.hessian import Matrix, Vector, inverse, row_losses
 
 RIDGE = 1e-3
-"""Share of C's mean diagonal that is added to its diagonal; it holds refitted weights near the old ones."""
+"""Share of each tap's variance that is added to it; it holds refitted weights near the old ones."""
+_TINY = 1e-9
 _SHRINK = 0.75
 """What is left of the taps when the inverse is computed anew: smaller, and without the errors of its updates."""
 
@@ -60,13 +61,13 @@ class Elimination:
 
 
 def ridged(covariance: Matrix, share: float = RIDGE) -> Matrix:
-    """C + share * mean(diag C) * I; the identity in place of a C that is all 0.
+    """C + share * diag(C), and enough more of the identity to be invertible.
 
-    Unlike hessian.damped it leaves an input that never varies cheap to remove.
+    Unlike hessian.damped it holds each weight in proportion to what it does: an input that never varies costs nothing.
     """
-    mean = float(np.diagonal(covariance).mean()) if len(covariance) else 0.0
-    added = share * mean if mean > 0 else 1.0
-    return covariance + added * np.eye(len(covariance))
+    diagonal = np.diagonal(covariance)
+    mean = float(diagonal.mean()) if diagonal.size else 0.0
+    return covariance + np.diag(share * diagonal + (_TINY * mean if mean > 0 else 1.0))
 
 
 def refit(weights: Matrix, covariance: Matrix, kept: NDArray[np.bool_]) -> Matrix:
