@@ -22,7 +22,7 @@ from passes.equalize import MARK, Equalize, EqualizeConfig, equalizable
 from passes.problem import Importance
 from passes.quantize_weights import quantize_weights
 from passes.recipes import Recipe
-from passes.reconstruct import Aim, Reconstruct, ReconstructConfig, responses
+from passes.reconstruct import Aim, Reconstruct, ReconstructConfig, Responses, responses
 from passes.scales import (
     MANTISSA_BITS,
     SHIFT_MAX,
@@ -127,34 +127,82 @@ def quantize_with(
     result = model.clone()
     if reason := why_not(model):
         return Quantized(result, PassReport("quantize", skipped=dict.fromkeys(sorted(nodes), reason)))
-    wanted = points(model, nodes)
-    if not wanted:
+    if not points(model, nodes):
         return Quantized(result, PassReport("quantize"))
-    samples = statistics.spread(samples, config.samples)
-    reports = [PassReport("calibrate", metrics={"calibration_samples": float(statistics.count(samples))})]
-    if config.equalize and (convs := equalizable(model, wanted)):
-        peaks = statistics.collect(model, samples, peaks=convs, progress=progress).peaks
-        reports.append(_applied(Equalize(convs, peaks, config.equalize), result))
-    equalized = result.clone()
-    found = statistics.collect(equalized, samples, histograms=[point.name for point in wanted], progress=progress)
-    scales = choose_scales(equalized, wanted, found.histograms, config.activations)
-    reports.append(_applied(Quantize(nodes, scales, config), result))
-    if not config.reconstruct:
-        return Quantized(result, _joined(reports))
-    aims = _aims(equalized, wanted, scales)
-    some = statistics.spread(samples, affordable(equalized, aims, config))
-    outputs = {str(node.name): str(node.outputs[0].name) for node in equalized.graph if node.name in aims}
-    step = Reconstruct(
-        aims,
-        responses(equalized, outputs, some, config.positions, progress),
-        some,
-        recipes=recipes,
-        importance=importance,
-        config=ReconstructConfig(config.acc_bits, config.is_coarse, config.follow, config.positions),
-        progress=progress,
-    )
-    reports.append(_applied(step, result))
-    return Quantized(result, _joined(reports), step.storages, step.losses)
+    return Calibrated.of(model, nodes, samples, config, progress).quantized(recipes, importance, progress)
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrated:
+    """A network whose activations are quantized, and all that is needed to choose the integers of its weights.
+
+    Attributes:
+        source: The float network, equalized.
+        base: With Q/DQ pairs and weights rounded to the nearest 8 bits; never changed.
+        aims: What each weighted layer is to answer, by node name.
+        wanted: Responses of the original layers over `samples`.
+        samples: For the reconstruction.
+        config: How to quantize.
+        reports: Of the steps so far.
+    """
+
+    source: ir.Model
+    base: ir.Model
+    aims: Mapping[str, Aim]
+    wanted: Responses
+    samples: Arrays
+    config: QuantizeConfig
+    reports: tuple[PassReport, ...]
+
+    @staticmethod
+    def of(
+        model: ir.Model,
+        nodes: frozenset[str],
+        samples: Arrays,
+        config: QuantizeConfig | None = None,
+        progress: Progress | None = None,
+    ) -> Calibrated:
+        """Calibrate the accelerated part of `model`, which stays intact; arguments as in `quantize`."""
+        config = config or QuantizeConfig()
+        base, wanted = model.clone(), points(model, nodes)
+        samples = statistics.spread(samples, config.samples)
+        reports = [PassReport("calibrate", metrics={"calibration_samples": float(statistics.count(samples))})]
+        if config.equalize and (convs := equalizable(model, wanted)):
+            peaks = statistics.collect(model, samples, peaks=convs, progress=progress).peaks
+            reports.append(_applied(Equalize(convs, peaks, config.equalize), base))
+        equalized = base.clone()
+        found = statistics.collect(equalized, samples, histograms=[point.name for point in wanted], progress=progress)
+        scales = choose_scales(equalized, wanted, found.histograms, config.activations)
+        reports.append(_applied(Quantize(nodes, scales, config), base))
+        if not config.reconstruct:
+            return Calibrated(equalized, base, {}, Responses({}), {}, config, tuple(reports))
+        aims = _aims(equalized, wanted, scales)
+        some = statistics.spread(samples, affordable(equalized, aims, config))
+        outputs = {str(node.name): str(node.outputs[0].name) for node in equalized.graph if node.name in aims}
+        answers = responses(equalized, outputs, some, config.positions, progress)
+        return Calibrated(equalized, base, aims, answers, some, config, tuple(reports))
+
+    def quantized(
+        self,
+        recipes: Mapping[str, Recipe] | None = None,
+        importance: Mapping[str, Importance] | None = None,
+        progress: Progress | None = None,
+    ) -> Quantized:
+        """The network with the integers of these recipes; see `quantize_with`."""
+        result, config = self.base.clone(), self.config
+        if not self.aims:
+            return Quantized(result, _joined(list(self.reports)))
+        step = Reconstruct(
+            self.aims,
+            self.wanted,
+            self.samples,
+            recipes=recipes,
+            importance=importance,
+            config=ReconstructConfig(config.acc_bits, config.is_coarse, config.follow, config.positions),
+            progress=progress,
+        )
+        report = _joined([*self.reports, _applied(step, result)])
+        return Quantized(result, report, step.storages, step.losses)
 
 
 def _aims(model: ir.Model, wanted: tuple[Point, ...], scales: Scales) -> dict[str, Aim]:
