@@ -22,26 +22,29 @@ ROUNDS = 3
 
 @dataclass(frozen=True)
 class Circulant:
-    """Square blocks whose diagonals are constant, one matrix for each kernel position; rows keep scales of their own.
+    """Square blocks whose codes are constant along the diagonals, one matrix for each kernel position.
 
     Attributes:
         block: Rows of a block: 2, 4, 8 or more. A block beyond both sides of the matrix is of no use.
         bits: Of the codes, 2 to 8.
+        is_tied: Wish for one scale in each block row, instead of a fitted one in each row: where the weights are truly
+            circulant, and where the grid of scales is so coarse that it would tear fitted ones apart.
     """
 
     block: int = 4
     bits: int = 8
+    is_tied: bool = False
 
     @property
     def name(self) -> str:
-        return f"circulant {self.block} + W{self.bits}"
+        return f"circulant {self.block}{' tied' if self.is_tied else ''} + W{self.bits}"
 
     @property
     def limit(self) -> int:
         return limit_of(self.bits)
 
     def scales(self, problem: Problem) -> NDArray[np.float64]:
-        return _circulant_scales(problem, self._blocks(problem), self.limit)
+        return _circulant_scales(problem, self._blocks(problem), self.limit, 0 if self.is_tied else ROUNDS)
 
     def codes(self, problem: Problem, scale: NDArray[np.float64]) -> Coded:
         return _circulant_codes(problem, self._blocks(problem), scale, self.limit)
@@ -55,24 +58,26 @@ class Circulant:
 
 @dataclass(frozen=True)
 class Toeplitz:
-    """Constant diagonals, one matrix for each kernel position; rows keep scales of their own.
+    """Codes that are constant along all diagonals, one matrix for each kernel position.
 
     Attributes:
         bits: Of the codes, 2 to 8.
+        is_tied: As in Circulant.
     """
 
     bits: int = 8
+    is_tied: bool = False
 
     @property
     def name(self) -> str:
-        return f"Toeplitz + W{self.bits}"
+        return f"Toeplitz{' tied' if self.is_tied else ''} + W{self.bits}"
 
     @property
     def limit(self) -> int:
         return limit_of(self.bits)
 
     def scales(self, problem: Problem) -> NDArray[np.float64]:
-        return _circulant_scales(problem, self._blocks(problem), self.limit)
+        return _circulant_scales(problem, self._blocks(problem), self.limit, 0 if self.is_tied else ROUNDS)
 
     def codes(self, problem: Problem, scale: NDArray[np.float64]) -> Coded:
         return _circulant_codes(problem, self._blocks(problem), scale, self.limit)
@@ -106,7 +111,7 @@ class Shared:
 
     def scales(self, problem: Problem) -> NDArray[np.float64]:
         def one(rows: Rows) -> NDArray[np.float64]:
-            return _scales_of(rows, self.limit)
+            return _scales_of(rows, self.limit, ROUNDS)
 
         return self._by_leader(problem, one)
 
@@ -155,7 +160,7 @@ def recognised(problem: Problem, bits: int = 8) -> Recipe | None:
     forms = {circulant.recognised(weights, positions) for weights in problem.weights}
     if len(forms) == 1 and (blocks := forms.pop()) is not None:
         is_toeplitz = blocks == circulant.toeplitz(rows, channels, positions)
-        recipe: Recipe = Toeplitz(bits) if is_toeplitz else Circulant(blocks.block, bits)
+        recipe: Recipe = Toeplitz(bits, is_tied=True) if is_toeplitz else Circulant(blocks.block, bits, is_tied=True)
         found.append((len(problem.weights) * blocks.parameters, recipe))
     sharing = symmetry.sharing(problem.weights, problem.hessian, problem.kernel)
     if len(sharing.leaders) < len(sharing.leader):
@@ -174,19 +179,19 @@ def _arrays(problem: Problem) -> tuple[NDArray[np.float64], NDArray[np.float64],
     return problem.weights, problem.hessian, problem.importance
 
 
-def _scales_of(rows: Rows, limit: int) -> NDArray[np.float64]:
+def _scales_of(rows: Rows, limit: int, rounds: int) -> NDArray[np.float64]:
     """Scales that use the whole range of the codes for what the rows share."""
-    parameters, factors = rows.fitted(ROUNDS)
+    parameters, factors = rows.fitted(rounds)
     largest = float(np.abs(parameters).max(initial=0.0))
     return factors * (largest if largest > 0 else 1.0) / limit
 
 
-def _circulant_scales(problem: Problem, blocks: Blocks, limit: int) -> NDArray[np.float64]:
+def _circulant_scales(problem: Problem, blocks: Blocks, limit: int, rounds: int) -> NDArray[np.float64]:
     result = np.empty(problem.weights.shape[:2])
     for group, arrays in enumerate(zip(*_arrays(problem), strict=True)):
         for block_row in range(blocks.down):
             rows = circulant.rows_of(*arrays, blocks, block_row)
-            result[group, blocks.members(block_row)] = _scales_of(rows, limit)
+            result[group, blocks.members(block_row)] = _scales_of(rows, limit, rounds)
     return result
 
 

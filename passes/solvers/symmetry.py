@@ -167,5 +167,6 @@ def rows_of(
     signs = np.where(turns & NEGATED, -1.0, 1.0)
     group = members // rows
     own = hessian[group[:1]] if (group == group[0]).all() else hessian[group]
-    targets = weights.reshape(-1, taps)[members]
-    return members, Rows(ids, signs, targets, own, importance.reshape(-1)[members], taps)
+    filters = weights.reshape(-1, taps)
+    start = filters[found.leaders[leader]]
+    return members, Rows(ids, signs, filters[members], own, importance.reshape(-1)[members], taps, start)

@@ -32,6 +32,7 @@ class Rows:
         hessian: H of each row, float64 [rows or 1, taps, taps].
         importance: float64 [rows].
         size: Number of parameters.
+        start: Parameters that fit one row, float64 [size], where the rows are known to be its multiples.
     """
 
     ids: Ids
@@ -40,6 +41,7 @@ class Rows:
     hessian: NDArray[np.float64]
     importance: Vector
     size: int
+    start: Vector | None = None
 
     def normal(self, factors: Vector) -> tuple[Matrix, Vector]:
         """(N, r): the loss at fixed factors is p N p - 2 p r + constant. float64 [size, size] and [size].
@@ -75,8 +77,8 @@ class Rows:
         return np.asarray((factors * self.signs)[:, None] * parameters[self.ids])
 
     def fitted(self, rounds: int) -> tuple[Vector, Vector]:
-        """Parameters and factors, in turn; all factors are 1 with `rounds` of 0."""
-        factors = np.ones(len(self.ids))
+        """Parameters and factors, fitted in turn `rounds` times; factors are 1 at first, or those that fit `start`."""
+        factors = np.ones(len(self.ids)) if self.start is None else self.best_factors(self.start)
         parameters = self.best(factors)
         for _ in range(rounds):
             factors = self.best_factors(parameters)
