@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from passes.solvers.codebook import Indices, assign
+from passes.solvers.codebook import Indices, assign, polish
 from passes.solvers.hessian import Matrix, Vector, row_losses
 
-ROUNDS = 4
-NEAR = 1e-5
-"""Share of a row's energy that rounding the coefficients may cost: a hundredth of what four planes leave."""
 _RIDGE = 1e-9
+PLAIN_ROUNDS = 8
+ROUNDS = 4
+NEAR = 1e-12
+"""Share of a row's energy below which coefficients count as integers: float noise squared."""
 
 
 def combinations(count: int) -> NDArray[np.float64]:
@@ -55,7 +56,9 @@ def least_squares(weights: Matrix, hessian: Matrix, bits: Indices, count: int) -
 
 
 def fit(weights: Matrix, hessian: Matrix, count: int) -> tuple[Matrix, Indices]:
-    """Coefficients and signs with a small loss under H: greedy, then by turns least squares and the GPTQ sweep.
+    """Coefficients and signs with a small loss under H: by turns least squares and new signs.
+
+    The signs are those nearest to the weights at first, then those of the GPTQ sweep.
 
     Args:
         weights: float64 [rows, taps].
@@ -64,11 +67,15 @@ def fit(weights: Matrix, hessian: Matrix, count: int) -> tuple[Matrix, Indices]:
 
     Returns:
         As `greedy`; coefficients descending and not negative, the best found of each row.
+
+    Source: Xu et al., Alternating Multi-bit Quantization, ICLR 2018, for the turns.
     """
-    greedy_coefficients, bits = greedy(weights, count)
-    coefficients = least_squares(weights, hessian, bits, count)
-    best = row_losses(weights - values(coefficients, bits), hessian)
-    tried, tried_bits = coefficients, bits
+    even = np.abs(weights).max(axis=1, keepdims=True) * 2.0 ** np.arange(count)[::-1] / (2**count - 1)
+    starts = [_alternated(weights, hessian, start) for start in (greedy(weights, count)[0], even)]
+    left, right = (row_losses(weights - values(*start), hessian) for start in starts)
+    is_even, best = right < left, np.minimum(left, right)
+    coefficients, bits = (np.where(is_even[:, None], b, a) for a, b in zip(*starts, strict=True))
+    tried = coefficients
     for _ in range(ROUNDS):
         tried_bits = assign(weights, hessian, tried @ combinations(count).T)
         tried = least_squares(weights, hessian, tried_bits, count)
@@ -78,6 +85,37 @@ def fit(weights: Matrix, hessian: Matrix, count: int) -> tuple[Matrix, Indices]:
         bits = np.where(is_better[:, None], tried_bits, bits)
         best = np.where(is_better, losses, best)
     return _ordered(coefficients, bits)
+
+
+def at_scale(weights: Matrix, hessian: Matrix, scale: Vector, count: int, limit: int) -> tuple[Indices, Indices]:
+    """Coefficients that are whole multiples of `scale`, and signs for these.
+
+    The signs of `fit` are improved one by one, or swept anew: whichever is better for a row.
+
+    Args:
+        weights, hessian, count: As of `fit`.
+        scale: float64 [rows].
+        limit: Largest sum of a row's coefficients.
+
+    Returns:
+        int64 [rows, count] and int64 [rows, taps].
+    """
+    coefficients, bits = fit(weights, hessian, count)
+    whole = integers(coefficients, scale, limit)
+    levels = whole @ combinations(count).T * scale[:, None]
+    kept, swept = polish(weights, bits, hessian, levels), assign(weights, hessian, levels)
+    left, right = (row_losses(np.take_along_axis(levels, each, 1) - weights, hessian) for each in (kept, swept))
+    return whole, np.where((right < left)[:, None], swept, kept)
+
+
+def _alternated(weights: Matrix, hessian: Matrix, start: Matrix) -> tuple[Matrix, Indices]:
+    """By turns the signs nearest to the weights and the least squares under diag H; at last under H."""
+    count, alone, coefficients = start.shape[1], np.diag(np.diagonal(hessian)), start
+    for _ in range(PLAIN_ROUNDS):
+        levels = coefficients @ combinations(count).T
+        bits = np.abs(weights[:, :, None] - levels[:, None, :]).argmin(axis=2)
+        coefficients = least_squares(weights, alone, bits, count)
+    return least_squares(weights, hessian, bits, count), bits
 
 
 def values(coefficients: Matrix, bits: Indices) -> Matrix:
@@ -108,8 +146,8 @@ def integers(coefficients: Matrix, scale: Vector, limit: int) -> Indices:
 def fine_scale(coefficients: Matrix, limit: int) -> Vector:
     """The scale of each row at which its coefficients are nearest to integers whose sum is at most `limit`.
 
-    Of the scales sum(a) / m, m up to `limit`, the coarsest whose error is within NEAR of the row's energy,
-    or else the one with the least error. 1 for a row of zeros.
+    Of the scales sum(a) / m, m up to `limit`, the coarsest without error; or else, of those in the upper half, which
+    bear being moved, the one with the least. 1 for a row of zeros.
     """
     total, energy = coefficients.sum(axis=1), np.square(coefficients).sum(axis=1)
     best, scale = np.full(len(total), np.inf), np.ones(len(total))
@@ -117,6 +155,7 @@ def fine_scale(coefficients: Matrix, limit: int) -> Vector:
         step = np.where(total > 0, total / divisor, 1.0)
         left = coefficients - integers(coefficients, step, limit) * step[:, None]
         error = np.square(left).sum(axis=1)
-        is_better = (error < best) & (best > NEAR * energy)
+        is_sound = (error <= NEAR * energy) | (2 * divisor >= limit)
+        is_better = is_sound & (error < best) & (best > NEAR * energy)
         scale, best = np.where(is_better, step, scale), np.where(is_better, error, best)
     return scale

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from passes.solvers.codebook import assign
+from passes.solvers.codebook import assign, polish
 from passes.solvers.hessian import Matrix, Vector, row_losses
 
 ROUNDS = 3
@@ -48,11 +48,12 @@ def compensated(weights: Matrix, hessian: Matrix) -> tuple[Vector, Matrix]:
     Returns:
         As `optimal`.
     """
-    scale, signs = optimal(weights, np.diagonal(hessian))
+    start, signs = optimal(weights, np.diagonal(hessian))
+    scale = refitted(weights, hessian, signs, start)
     best = row_losses(weights - scale[:, None] * signs, hessian)
     tried = scale
     for _ in range(ROUNDS):
-        moved = at_scale(weights, hessian, tried)
+        moved = at_scale(weights, hessian, tried, signs)
         tried = refitted(weights, hessian, moved, tried)
         losses = row_losses(weights - tried[:, None] * moved, hessian)
         is_better = losses < best
@@ -61,14 +62,24 @@ def compensated(weights: Matrix, hessian: Matrix) -> tuple[Vector, Matrix]:
     return scale, signs
 
 
-def at_scale(weights: Matrix, hessian: Matrix, scale: Vector) -> Matrix:
-    """Signs t for given a, by the GPTQ sweep and a descent, float64 [rows, taps]."""
-    return np.asarray(assign(weights, hessian, scale[:, None] * np.array([-1.0, 0.0, 1.0])) - 1.0, np.float64)
+def at_scale(weights: Matrix, hessian: Matrix, scale: Vector, start: Matrix | None = None) -> Matrix:
+    """Signs t for given a, float64 [rows, taps]: by the GPTQ sweep, or from those of `start`; then by a descent.
+
+    With `start`, float64 [rows, taps], every row has whichever is better.
+    """
+    levels = scale[:, None] * np.array([-1.0, 0.0, 1.0])
+    swept = assign(weights, hessian, levels) - 1.0
+    if start is None:
+        return swept
+    kept = polish(weights, start.astype(np.int64) + 1, hessian, levels) - 1.0
+    left, right = (row_losses(scale[:, None] * each - weights, hessian) for each in (kept, swept))
+    return np.where((right < left)[:, None], swept, kept)
 
 
 def refitted(weights: Matrix, hessian: Matrix, signs: Matrix, scale: Vector) -> Vector:
-    """The a with the least loss for given signs, t H w / t H t; `scale` where there are no signs."""
+    """The a > 0 with the least loss for given signs, t H w / t H t; `scale` where there is none."""
     pulled = signs @ hessian
     power = np.einsum("rt,rt->r", pulled, signs)
     moment = np.einsum("rt,rt->r", pulled, weights)
-    return np.where(power > 0, np.abs(moment) / np.where(power > 0, power, 1.0), scale)
+    is_known = (power > 0) & (moment > 0)
+    return np.where(is_known, moment / np.where(is_known, power, 1.0), scale)

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from passes.solvers.stochastic import rounded, uniforms
 
-
 WORD = 2**64
 
 
