@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,21 @@ from compiler import images, sample_file
 from compiler.images import ImageOptions
 from compiler.sample_file import LABELS, Array, CalibrationError, Rows, failure
 
-__all__ = ["CalibrationError", "ImageOptions", "Samples", "read_labelled", "read_samples", "synthetic_samples"]
+__all__ = [
+    "CalibrationError",
+    "ImageOptions",
+    "Samples",
+    "read_calibration",
+    "read_labelled",
+    "read_samples",
+    "synthetic_samples",
+]
 
 RESIDENT_BYTES = 256 << 20
 """A larger array lies on disk."""
 SYNTHETIC_COUNT = 16
+FEW = 8
+"""Fewer calibration samples than this are worth a warning."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +111,27 @@ def read_samples(
     arrays = {str(source.value.name): _read(source, scale, mean, warnings, path.name) for source in sources}
     count = len(next(iter(arrays.values())))
     return Samples(arrays, _labels(path, labels, count, warnings), tuple(warnings))
+
+
+def read_calibration(
+    path: Path,
+    model: ir.Model,
+    *,
+    scale: Sequence[float] = (),
+    mean: Sequence[float] = (),
+    image_options: ImageOptions | None = None,
+) -> Samples:
+    """As read_samples, with a warning where ranges that come from these samples cannot be trusted."""
+    samples = read_samples(path, model, scale=scale, mean=mean, image_options=image_options)
+    warnings = [
+        f"{path.name}: every value of input '{name}' is {array.flat[0]:g}: nothing can be learned from such samples"
+        for name, array in samples.arrays.items()
+        if array.size > 1 and array.min() == array.max()
+    ]
+    if samples.count < FEW:
+        number = "1 calibration sample is" if samples.count == 1 else f"{samples.count} calibration samples are"
+        warnings.append(f"{path.name}: {number} few: ranges may be too narrow; 100 are good")
+    return replace(samples, warnings=(*samples.warnings, *warnings))
 
 
 def read_labelled(

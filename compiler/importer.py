@@ -17,6 +17,7 @@ import onnx_ir.passes.common as common
 from onnx import TensorProto, defs
 
 from compiler import model_file, opsets, qdq, qonnx
+from compiler.guess_shape import guess
 from compiler.model_file import ModelError, error
 from passes.base import PassReport, run
 from passes.clean import clean
@@ -259,7 +260,7 @@ def _freeze_shapes(proto: onnx.ModelProto, path: Path, given: Mapping[str, Shape
     options: list[str] = []
     batch = _batch_names(proto)
     for value in proto.graph.input:
-        _freeze(value, given.get(value.name), batch, problems, options)
+        _freeze(proto, value, given.get(value.name), batch, problems, options)
     if problems:
         raise error(path, problems, " ".join(options))
     del proto.graph.value_info[:]
@@ -274,7 +275,12 @@ def _batch_names(proto: onnx.ModelProto) -> set[str]:
 
 
 def _freeze(
-    value: onnx.ValueInfoProto, given: Shape | None, batch: set[str], problems: list[str], options: list[str]
+    proto: onnx.ModelProto,
+    value: onnx.ValueInfoProto,
+    given: Shape | None,
+    batch: set[str],
+    problems: list[str],
+    options: list[str],
 ) -> None:
     where = f"input {value.name!r}"
     if not value.type.HasField("tensor_type"):
@@ -287,14 +293,14 @@ def _freeze(
         return
     if given is None and not tensor.HasField("shape"):
         problems.append(f"{where} has no shape")
-        options.append(f"--shape {value.name}=1,3,224,224")
+        options.append(_offer(proto, value.name))
         return
     shape = given if given is not None else _with_batch_1(tensor.shape, batch)
     open_dims = [i for i, d in enumerate(shape) if d <= 0]
     if open_dims:
         name = tensor.shape.dim[open_dims[0]].dim_param or "?"
         problems.append(f"{where}: dimension {open_dims[0]} ({name}) of {_readable(tensor.shape)} is dynamic")
-        options.append(f"--shape {value.name}={','.join(str(d) if d > 0 else '224' for d in shape)}")
+        options.append(_offer(proto, value.name))
         return
     if math.prod(shape) > _ELEMENTS_MAX:
         problems.append(f"{where} of shape {list(shape)} has more than {_ELEMENTS_MAX:,} elements")
@@ -304,6 +310,11 @@ def _freeze(
     tensor.shape.SetInParent()
     for size in shape:
         tensor.shape.dim.add().dim_value = size
+
+
+def _offer(proto: onnx.ModelProto, name: str) -> str:
+    """The option that states a shape, with a guess."""
+    return f"--shape {name}={','.join(map(str, guess(proto, name)))}"
 
 
 def _fits(declared: onnx.TensorShapeProto, given: Shape) -> bool:

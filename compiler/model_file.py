@@ -53,6 +53,7 @@ def read(path: Path) -> tuple[onnx.ModelProto, bytes]:
     problems = list(_tensor_problems(model, path))
     if problems:
         raise error(path, problems, "export the model again; external data must lie beside the model file")
+    _check_total(model, path)
     _load_external(model, path)
     return model, data
 
@@ -117,16 +118,21 @@ def tensors(model: onnx.ModelProto) -> Iterator[tuple[str, TensorProto]]:
 
 
 def _tensor_problems(model: onnx.ModelProto, path: Path) -> Iterator[str]:
-    total = 0
     for where, tensor in tensors(model):
-        problem = _problem(tensor, path)
-        if problem is None:
-            total += byte_count(tensor)
-            problem = f"more than {FILE_BYTES_MAX} bytes of weights up to here" if total > FILE_BYTES_MAX else None
-        if problem:
+        if problem := _problem(tensor, path):
             yield f"{where}: {problem}"
-        if total > FILE_BYTES_MAX:
-            return
+
+
+def _check_total(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse what does not fit in one protobuf, as conversion and inference need it, before any of it is read."""
+    sizes = {where: byte_count(tensor) for where, tensor in tensors(model) if tensor.data_type != TensorProto.STRING}
+    if (total := sum(sizes.values())) > FILE_BYTES_MAX:
+        where, most = max(sizes.items(), key=lambda item: item[1])
+        raise error(
+            path,
+            [f"its weights take {total:,} bytes, at most {FILE_BYTES_MAX:,} are read; {where} has {most:,}"],
+            "give a part of the network, for instance by onnx.utils.extract_model, or a smaller one",
+        )
 
 
 def byte_count(tensor: TensorProto) -> int:
@@ -209,11 +215,12 @@ def not_finite(model: onnx.ModelProto) -> Iterator[str]:
     for where, tensor in tensors(model):
         if tensor.data_type not in _FLOATS:
             continue
+        array = numpy_helper.to_array(tensor)
+        if np.isfinite(array).all():
+            continue
         reader = readers.get(tensor.name, "")
-        with np.errstate(all="ignore"):
-            array = np.asarray(numpy_helper.to_array(tensor), np.float64)
-        if np.isnan(array).any():
-            yield f"{where}: {int(np.isnan(array).sum())} of {array.size} elements are NaN{reader}"
-        elif array.size > 1 and np.isinf(array).any():
+        if nans := int(np.isnan(array).sum()):
+            yield f"{where}: {nans} of {array.size} elements are NaN{reader}"
+        elif array.size > 1:
             # A single infinity is how some exporters write "no bound" of a Clip.
             yield f"{where}: {int(np.isinf(array).sum())} of {array.size} elements are infinite{reader}"

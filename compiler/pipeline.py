@@ -150,7 +150,7 @@ def _without_dead_channels(imported: Imported, options: CompileOptions) -> Impor
 def _samples(model: ir.Model, options: CompileOptions, is_check: bool) -> Samples:
     if options.calibration is None or is_check:
         return calibration.synthetic_samples(model, seed=0, count=1 if is_check else 16)
-    return calibration.read_samples(
+    return calibration.read_calibration(
         options.calibration, model, scale=options.scale, mean=options.mean, image_options=options.images
     )
 

@@ -334,7 +334,7 @@ def test_dynamic_dimension_names_the_option_to_type(tmp_path: Path) -> None:
         relu(["N", 3, "height", 5]),
         tmp_path,
         r"input 'x': dimension 2 \(height\) of \[N, 3, height, 5\] is dynamic",
-        "--shape x=1,3,224,5",
+        "--shape x=1,3,5,5",
     )
 
 
