@@ -1,15 +1,12 @@
 """ONNX expressions of circulant matrices and shared filters; importing this module makes `emit_storage.emit` know them.
 
-What they need of int8 (Gather, Concat, Neg, Slice, Transpose, Reshape) onnxruntime runs at every optimization level.
+What they need of int8 (Gather, Concat, Neg, Transpose, Slice, Reshape) onnxruntime runs at every optimization level.
 """
 
 from __future__ import annotations
 
-from typing import TypeAlias
-
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from passes.emit_storage import Expression, emit, write
 from passes.graph import shape_of
@@ -20,7 +17,6 @@ __all__ = ["emit"]
 
 _SMALL_INDEX = 512
 """Elements up to which a stored index of bytes is smaller than the nodes that compute it."""
-_Ints: TypeAlias = NDArray[np.int32]
 _INT8, _INT32 = ir.DataType.INT8, ir.DataType.INT32
 
 
@@ -39,8 +35,7 @@ def _(storage: CirculantBlocks, expression: Expression) -> ir.Value:
     built = (groups, blocks.down * high, blocks.across * wide, blocks.positions)
     if built[1:3] != (blocks.rows, blocks.channels):
         value = expression.reshape(value, built, _INT8)
-        ends = np.array([blocks.rows, blocks.channels], np.int32)
-        value = _sliced(expression, value, np.zeros(2, np.int32), ends, np.array([1, 2], np.int32), None)
+        value = _cut(expression, value, (blocks.rows, blocks.channels))
     return expression.reshaped(value, _INT8)
 
 
@@ -51,10 +46,11 @@ def _diagonals(expression: Expression, high: int, wide: int, block: int) -> ir.V
         return expression.indices(index, block)
     zero, one = (expression.constant(name, np.array(n, np.int32)) for name, n in (("zero", 0), ("one", 1)))
     size = expression.constant("block", np.array(block, np.int32))
-    down, along = (
-        expression.node("Range", [zero, expression.constant("length", np.array(n, np.int32)), one], (n,), _INT32)
-        for n in (high, wide)
-    )
+    counted = {
+        n: expression.node("Range", [zero, expression.constant("length", np.array(n, np.int32)), one], (n,), _INT32)
+        for n in dict.fromkeys((high, wide))
+    }
+    down, along = counted[high], counted[wide]
     column = expression.reshape(down, (high, 1), _INT32)
     return expression.node(
         "Mod", [expression.node("Sub", [column, along], (high, wide), _INT32), size], (high, wide), _INT32
@@ -99,22 +95,15 @@ def _moved(expression: Expression, value: ir.Value, order: tuple[int, ...]) -> i
 
 
 def _mirrored(expression: Expression, value: ir.Value, axis: int) -> ir.Value:
-    last, first, back = (np.array([n], np.int32) for n in (-1, -(2**31) + 1, -1))
-    return _sliced(expression, value, last, first, np.array([axis], np.int32), back)
+    """Backwards along an axis of a kernel, which is short: an index takes fewer bytes than Slice with its operands."""
+    shape = shape_of(value) or ()
+    back = expression.constant("back", np.arange(shape[axis], dtype=np.int32)[::-1])
+    return expression.node("Gather", [value, back], shape, _INT8, axis=axis)
 
 
-def _sliced(
-    expression: Expression,
-    value: ir.Value,
-    starts: _Ints,
-    ends: _Ints,
-    axes: _Ints,
-    steps: _Ints | None,
-) -> ir.Value:
-    shape = list(shape_of(value) or ())
-    if steps is None:
-        for axis, end in zip(axes, ends):
-            shape[int(axis)] = int(end)
-    operands = {"starts": starts, "ends": ends, "axes": axes} | ({} if steps is None else {"steps": steps})
-    inputs: list[ir.Value | None] = [value, *(expression.constant(name, array) for name, array in operands.items())]
-    return expression.node("Slice", inputs, tuple(shape), _INT8)
+def _cut(expression: Expression, value: ir.Value, ends: tuple[int, int]) -> ir.Value:
+    """The first elements along axes 1 and 2."""
+    shape = shape_of(value) or ()
+    operands = {"starts": (0, 0), "ends": ends, "axes": (1, 2)}
+    constants = [expression.constant(name, np.array(numbers, np.int32)) for name, numbers in operands.items()]
+    return expression.node("Slice", [value, *constants], (shape[0], *ends, *shape[3:]), _INT8)
