@@ -40,13 +40,14 @@ class WeightOnlyConfig:
     Attributes:
         bits: Of a code: 2 to 8, or 16. Symmetric, narrow range: |code| < 2**(bits - 1).
         elements: A smaller tensor is left alone.
-        fit: How scales are chosen.
+        fit: How scales are chosen; None is MINMAX from 8 bits on, where MSE takes ten times as long and gains less than
+            a thousandth on real networks, and MSE below.
         error: A tensor with a larger relative error, ||w - stored|| / ||w||, is left alone.
     """
 
     bits: int = 8
     elements: int = 256
-    fit: Fit = Fit.MSE
+    fit: Fit | None = None
     error: float = math.inf
 
     def __post_init__(self) -> None:
@@ -57,6 +58,11 @@ class WeightOnlyConfig:
     def limit(self) -> int:
         """Largest magnitude of a code."""
         return int(2 ** (self.bits - 1)) - 1
+
+    @property
+    def scales(self) -> Fit:
+        """How scales are chosen."""
+        return self.fit or (Fit.MINMAX if self.bits >= 8 else Fit.MSE)
 
 
 @dataclass(frozen=True)
@@ -187,7 +193,7 @@ def quantize_tensor(weights: NDArray[np.float32], axis: int | None, config: Weig
 
 def _scales(rows: NDArray[np.float64], config: WeightOnlyConfig) -> NDArray[np.float32]:
     """One positive float32 for each row."""
-    if config.fit is Fit.MSE:
+    if config.scales is Fit.MSE:
         scale = mse_scales(rows, config.limit)
     else:
         peak = np.abs(rows).max(axis=1, initial=0.0)

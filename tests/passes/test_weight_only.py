@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -17,6 +16,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+from compiler.importer import import_model
+from passes.graph import bypass
 from passes.weight_only import BITS, Fit, StoreWeights, WeightOnlyConfig, quantize_tensor
 from tests.support.canonical import canonical, normal
 from tests.support.light_models import light_model
@@ -223,7 +224,7 @@ def test_minmax_rounds_to_the_nearest_and_mse_is_never_worse(seed: int, bits: in
     minmax = quantize_tensor(weights, 0, WeightOnlyConfig(bits=bits, fit=Fit.MINMAX))
     step = minmax.scale.astype(np.float64)[:, None]
     assert np.abs(minmax.values.astype(np.float64) * step - weights).max() <= step.max() * (0.5 + 1e-4)
-    mse = quantize_tensor(weights, 0, WeightOnlyConfig(bits=bits))
+    mse = quantize_tensor(weights, 0, WeightOnlyConfig(bits=bits, fit=Fit.MSE))
     assert mse.error <= minmax.error * (1 + 1e-6)
 
 
@@ -239,11 +240,20 @@ def test_integer_weights_are_stored_without_error() -> None:
 
 def test_large_tensors_are_coded_row_by_row_alike() -> None:
     weights = normal(700, 300)
-    whole = quantize_tensor(weights, 0, WeightOnlyConfig())
+    config = WeightOnlyConfig(fit=Fit.MSE)
+    whole = quantize_tensor(weights, 0, config)
     for row in (0, 217, 218, 219, 699):
-        one = quantize_tensor(weights[row : row + 1], 0, WeightOnlyConfig())
+        one = quantize_tensor(weights[row : row + 1], 0, config)
         np.testing.assert_array_equal(one.values[0], whole.values[row])
         assert one.scale[0] == whole.scale[row]
+
+
+def test_few_bits_need_the_least_error_and_many_do_not() -> None:
+    weights = normal(64, 300)
+    for bits, gain in ((3, 0.85), (4, 0.95), (8, 1.0)):
+        by_default = quantize_tensor(weights, 0, WeightOnlyConfig(bits=bits))
+        minmax = quantize_tensor(weights, 0, WeightOnlyConfig(bits=bits, fit=Fit.MINMAX))
+        assert by_default.error <= gain * minmax.error
 
 
 @pytest.mark.parametrize("bits", [0, 1, 9, 32])
@@ -411,13 +421,12 @@ def test_networks_of_the_onnx_package(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["dtln_model_1", "fastestdet", "go1_policy", "mnist_8", "ultraface_rfb320"])
 def test_networks_of_the_zoo(name: str) -> None:
-    from compiler.importer import import_model
-
     _keeps_its_function(import_model(shared("zoo", f"{name}.onnx")).model)
 
 
 def _keeps_its_function(model: ir.Model) -> None:
     before = len(ir.to_proto(model).SerializeToString())
+    _return_scores(model)
     feeds = random_feeds(ir.to_proto(model), 0)
     exact = outputs(model, feeds)
     step = store(model)
@@ -426,10 +435,18 @@ def _keeps_its_function(model: ir.Model) -> None:
     expected = outputs(dequantized(model), feeds)
     for level in (BASIC, ALL):
         assert distance(outputs(model, feeds, level), expected) < 2e-5
-    assert 0 <= distance(expected, exact) < 0.2
+    for stored, real in zip(expected, exact, strict=True):
+        assert 0 < np.linalg.norm(stored - real) < 0.15 * np.linalg.norm(real)  # FastestDet amplifies 0.7 % to 12 %
 
 
-def test_the_importer_reads_what_was_stored(tmp_path: Path) -> None:
+def _return_scores(model: ir.Model) -> None:
+    """Without the Softmax at the end, behind which large scores all look alike."""
+    last = model.graph.outputs[0].producer()
+    if last is not None and last.op_type == "Softmax":
+        assert bypass(last)
+
+
+def test_the_importer_reads_what_was_stored() -> None:
     for name in CASES:
         model = case(name)
         feeds = random_feeds(ir.to_proto(model), 5)
