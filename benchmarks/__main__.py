@@ -13,6 +13,7 @@ from benchmarks import (
     accuracy,
     cycles,
     equivalence,
+    lenet,
     random_networks,
     simulation,
     sparsity,
@@ -35,6 +36,7 @@ ROWS: dict[str, Row] = {
     "compile-time": cycles.compile_times,
     "simulation": simulation.figures,
     "zoo": zoo.figures,
+    "lenet": lenet.figures,
     "random": random_networks.figures,
     "synthesis": synthesis.figures,
 }
