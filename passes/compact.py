@@ -21,9 +21,10 @@ _WINDOWED = ("Conv", "MaxPool", "AveragePool")
 def compact(model: ir.Model) -> None:
     """Make the file of `model` as small as it can be without changing a number that it computes, in place.
 
-    Inner values and initializers get the shortest names in the order of their first use, nodes none (the importer names
-    them); inputs and outputs of the network keep theirs. Inferred types, descriptions, metadata and attributes that say
-    what holds without them are dropped. Small equal constants are shared. The order of the nodes stays.
+    Inner values and initializers get short names in the order of their first use, nodes none (the importer names
+    them); inputs and outputs of the network keep theirs. Types that can be inferred, descriptions, metadata, and
+    attributes that say what holds without them are dropped. Small equal constants are shared. The order of the nodes
+    stays.
 
     A model in memory cannot be lowered afterwards: write it, and import the file.
     """
@@ -60,7 +61,7 @@ def _drop_descriptions(model: ir.Model) -> None:
         for value in node.outputs:
             _forget(value)
     for value in graph.initializers.values():
-        value.doc_string = None
+        _forget(value)  # the tensor itself says its type and shape
 
 
 def _forget(value: ir.Value) -> None:
@@ -86,21 +87,37 @@ def _rename(graph: ir.Graph) -> None:
     kept = (*graph.inputs, *graph.outputs)
     taken = {value.name for value in kept}
     taken.update(value.name for node in _inner_nodes(graph) for value in (*node.inputs, *node.outputs) if value)
-    names = (name for name in _short_names() if name not in taken)
-    done = set(kept)
-    order: list[ir.Value] = []
+    names = _new_names(graph, set(kept), taken)
+    unread = [value for value in graph.initializers.values() if value not in names]
+    graph.initializers.clear()
+    for value, name in names.items():
+        value.name = name
+    for value in (*unread, *(value for value in names if value.const_value is not None and not value.producer())):
+        graph.register_initializer(value)
+
+
+def _new_names(graph: ir.Graph, kept: set[ir.Value], taken: set[str | None]) -> dict[ir.Value, str]:
+    """Names in the order of first use: letters that count the QuantizeLinear nodes so far, and one for the place since.
+
+    So the same place of every layer has the same last letter, and an entropy coder that has seen one layer knows the
+    names of the next.
+    """
+    names: dict[ir.Value, str] = {}
+    prefixes = _prefixes()
+    layer = _layer_names(prefixes, taken)
     for node in graph:
         for value in (*node.inputs, *node.outputs):
-            if value is not None and value not in done:
-                done.add(value)
-                order.append(value)
-    initializers = [value for value in order if value.is_initializer()]
-    rest = [value for value in graph.initializers.values() if value not in set(initializers)]
-    graph.initializers.clear()
-    for value in order:
-        value.name = next(names)
-    for value in (*rest, *initializers):
-        graph.register_initializer(value)
+            if value is not None and value not in kept and value not in names:
+                names[value] = next(layer)
+        if is_op(node, "QuantizeLinear"):
+            layer = _layer_names(prefixes, taken)
+    return names
+
+
+def _layer_names(prefixes: Iterator[str], taken: set[str | None]) -> Iterator[str]:
+    """Names of one layer, from the next prefix on."""
+    for prefix in prefixes:
+        yield from (prefix + letter for letter in _LETTERS if prefix + letter not in taken)
 
 
 def _inner_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
@@ -108,6 +125,6 @@ def _inner_nodes(graph: ir.Graph) -> Iterator[ir.Node]:
     return (node for node in ir.traversal.RecursiveGraphIterator(graph) if graph_of(node) is not graph)
 
 
-def _short_names() -> Iterator[str]:
+def _prefixes() -> Iterator[str]:
     for length in itertools.count(1):
         yield from map("".join, itertools.product(_LETTERS, repeat=length))

@@ -123,7 +123,7 @@ def _bias_codes(counts: Integers, exponent: int, target: float, unit: NDArray[np
 
 
 def _bias_steps(codes: Integers, scales: _Scales) -> tuple[int, Integers] | None:
-    """The smallest exponent, and the counts at it, of which `_bias_codes` makes exactly `codes`; None if there is none."""
+    """The smallest exponent, and the counts, of which `_bias_codes` makes exactly `codes`; None if there is none."""
     unit = _bias_unit(scales, codes.size)
     if unit is None or scales.target is None:
         return None

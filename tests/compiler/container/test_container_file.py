@@ -80,8 +80,9 @@ def test_a_graph_of_odd_numbers_is_kept_whole() -> None:
 
 
 def test_a_long_graph_comes_back() -> None:
-    nodes = [node("Relu", [f"value_{i}"], [f"value_{i + 1}"]) for i in range(1600)]
-    data = model(nodes, {"value_0": [1, 2]}, ["value_1600"]).SerializeToString()
+    text = "value" * 20
+    nodes = [node("Relu", [f"{text}_{i}"], [f"{text}_{i + 1}"]) for i in range(400)]
+    data = model(nodes, {f"{text}_0": [1, 2]}, [f"{text}_400"]).SerializeToString()
     assert len(data) > TEXT_BYTES_MAX
     assert unpack(pack(data)) == data
 
@@ -134,8 +135,9 @@ def test_scales_on_the_machines_grid_alone_take_two_bytes() -> None:
 
 
 def test_a_bias_of_another_exponent_is_found() -> None:
+    """Three more bits in each of 64 counts are 24 bytes; the codes themselves would take 60."""
     usual, finer = sizes(pack(quantized_file())), sizes(pack(quantized_file(exponent=8)))
-    assert finer.biases - usual.biases <= 2
+    assert finer.biases - usual.biases <= 26
 
 
 # Refusals
