@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -29,6 +30,9 @@ __all__ = [
     "read_samples",
     "synthetic_samples",
 ]
+
+Progress: TypeAlias = Callable[[str, int, int], None]
+"""Called with (what, done, total)."""
 
 RESIDENT_BYTES = 256 << 20
 """A larger array lies on disk."""
@@ -83,6 +87,7 @@ def read_samples(
     scale: Sequence[float] = (),
     mean: Sequence[float] = (),
     image_options: ImageOptions | None = None,
+    progress: Progress | None = None,
 ) -> Samples:
     """Read the samples of `path` for the inputs of `model`.
 
@@ -96,6 +101,7 @@ def read_samples(
         scale, mean: x = (sample - mean) * scale, computed in float64: one number, or one for each channel (axis 1;
             of images the axis that has 1 or 3); empty is 1 and 0. Float inputs alone are preprocessed.
         image_options: How images become samples.
+        progress: Told ("read samples", done, total), rows of one input after the other.
 
     Raises:
         CalibrationError: Names the file, the array, what was expected, and the remedy.
@@ -108,7 +114,9 @@ def read_samples(
     for source in sources:
         _check_rows(source)
     _check_counts(path, {str(source.value.name): _count(source) for source in sources})
-    arrays = {str(source.value.name): _read(source, scale, mean, warnings, path.name) for source in sources}
+    arrays = {
+        str(source.value.name): _read(source, scale, mean, warnings, path.name, progress) for source in sources
+    }
     count = len(next(iter(arrays.values())))
     return Samples(arrays, _labels(path, labels, count, warnings), tuple(warnings))
 
@@ -120,9 +128,10 @@ def read_calibration(
     scale: Sequence[float] = (),
     mean: Sequence[float] = (),
     image_options: ImageOptions | None = None,
+    progress: Progress | None = None,
 ) -> Samples:
     """As read_samples, with a warning where ranges that come from these samples cannot be trusted."""
-    samples = read_samples(path, model, scale=scale, mean=mean, image_options=image_options)
+    samples = read_samples(path, model, scale=scale, mean=mean, image_options=image_options, progress=progress)
     warnings = [
         f"{path.name}: every value of input '{name}' is {array.flat[0]:g}: nothing can be learned from such samples"
         for name, array in samples.arrays.items()
@@ -142,13 +151,14 @@ def read_labelled(
     scale: Sequence[float] = (),
     mean: Sequence[float] = (),
     image_options: ImageOptions | None = None,
+    progress: Progress | None = None,
 ) -> Samples:
     """As read_samples, for a metric that needs labels: they are there, not negative, and below `classes`.
 
     Raises:
         CalibrationError: There are none, or they are no class numbers; the message names the file and the remedy.
     """
-    samples = read_samples(path, model, scale=scale, mean=mean, image_options=image_options)
+    samples = read_samples(path, model, scale=scale, mean=mean, image_options=image_options, progress=progress)
     remedy = "write numpy.savez(path, x=inputs, y=class_numbers), or name a labelled file with --eval"
     if path.is_dir():
         remedy = "put the images of each class in a sub-folder of its own, or name labelled samples with --eval"
@@ -256,14 +266,19 @@ def _shape_remedy(shape: tuple[int, ...], wanted: tuple[int, ...]) -> str:
 
 
 def _read(
-    source: _Source, scale: Sequence[float], mean: Sequence[float], warnings: list[str], file_name: str
+    source: _Source,
+    scale: Sequence[float],
+    mean: Sequence[float],
+    warnings: list[str],
+    file_name: str,
+    progress: Progress | None,
 ) -> Array:
     """The samples of one input, preprocessed and finite: in memory, or on disk where they are many."""
     rows, dtype = source.rows, _dtype(source.value)
     shape = (_count(source), *_static_shape(source.value)[1:])
     is_stated = _is_float(source.value) and bool(scale or mean)
     seen: list[tuple[float, float]] = []
-    chunks = _prepared(source, _preprocessing(source, scale, mean), seen)
+    chunks = _prepared(source, _preprocessing(source, scale, mean), seen, progress)
     if int(np.prod(shape, dtype=object)) * dtype.itemsize <= RESIDENT_BYTES:
         array = _in_memory(chunks, shape, dtype)
     elif rows.file is not None and rows.dtype == dtype and not is_stated:
@@ -283,7 +298,10 @@ def _read(
 
 
 def _prepared(
-    source: _Source, preprocess: Callable[[Array], Array], seen: list[tuple[float, float]]
+    source: _Source,
+    preprocess: Callable[[Array], Array],
+    seen: list[tuple[float, float]],
+    progress: Progress | None,
 ) -> Iterator[Array]:
     """The samples in chunks, preprocessed and finite; the range of each chunk as it is stored goes into `seen`."""
     shape, first = _static_shape(source.value)[1:], 0
@@ -292,6 +310,8 @@ def _prepared(
         seen.append((rows.min().item(), rows.max().item()))
         yield _checked(preprocess(rows), source.where, first)
         first += len(rows)
+        if progress:
+            progress("read samples", first, _count(source))
 
 
 def _in_memory(chunks: Iterator[Array], shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> Array:

@@ -128,7 +128,7 @@ def prepare(path: Path, options: CompileOptions, progress: Progress, *, is_check
         progress("import", 0, 0)
         imported = _without_dead_channels(import_model(path, options.input_shapes), options)
         cut = partition(imported.model)
-        samples = _samples(imported.model, options, is_check)
+        samples = _samples(imported.model, options, progress, is_check)
         config = (
             QuantizeConfig(equalize=None, reconstruct=False) if is_check else QuantizeConfig()
         )
@@ -147,11 +147,16 @@ def _without_dead_channels(imported: Imported, options: CompileOptions) -> Impor
     return replace(imported, reports=(*imported.reports, *reports))
 
 
-def _samples(model: ir.Model, options: CompileOptions, is_check: bool) -> Samples:
+def _samples(model: ir.Model, options: CompileOptions, progress: Progress, is_check: bool) -> Samples:
     if options.calibration is None or is_check:
         return calibration.synthetic_samples(model, seed=0, count=1 if is_check else 16)
     return calibration.read_calibration(
-        options.calibration, model, scale=options.scale, mean=options.mean, image_options=options.images
+        options.calibration,
+        model,
+        scale=options.scale,
+        mean=options.mean,
+        image_options=options.images,
+        progress=progress,
     )
 
 

@@ -316,6 +316,13 @@ def test_large_samples_lie_on_disk_and_leave_no_file(tmp_path: Path, monkeypatch
     np.testing.assert_array_equal(found.labels, expected.labels)
 
 
+def test_progress_is_told_by_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample_file, "CHUNK_BYTES", 4 * 60 * 8)
+    told: list[tuple[str, int, int]] = []
+    read(saved(tmp_path, x=X), progress=lambda *step: told.append(step))
+    assert told == [("read samples", 4, 6), ("read samples", 6, 6)]
+
+
 def test_a_large_npy_is_mapped_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.npy"
     np.save(path, X)

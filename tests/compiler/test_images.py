@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 
-from compiler import images
+from compiler import cli, images
 from compiler.calibration import CalibrationError, Samples, read_labelled, read_samples
 from compiler.images import Fit, ImageOptions, Order
 from tests.support.canonical import canonical
@@ -215,3 +217,40 @@ def test_without_pillow_the_error_says_what_to_install(tmp_path: Path, monkeypat
     with pytest.raises(CalibrationError, match="images need Pillow, which is not installed") as e:
         read(tmp_path)
     assert "pip install 'edgec[images]'" in remedy(e)
+
+
+# The command line
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def run(*arguments: str | Path) -> Result:
+    result = CliRunner(env={"COLUMNS": "160"}).invoke(cli.cli, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, result.stderr
+    return result
+
+
+def test_digits_as_photos_are_as_good_as_digits_as_numbers(tmp_path: Path) -> None:
+    for name in ("calib", "test"):
+        with np.load(EXAMPLES / f"digits_{name}.npz") as file:
+            digits = (16 * file["x"]).astype(np.uint8)
+            np.testing.assert_array_equal(digits / np.float32(16), file["x"])
+            for index, (digit, label) in enumerate(zip(digits, file["y"], strict=True)):
+                save(tmp_path / name / str(label) / f"{index:04}.png", digit[0])
+    rows = {}
+    for kind, calib, test, scale in (
+        ("numbers", EXAMPLES / "digits_calib.npz", EXAMPLES / "digits_test.npz", "1"),
+        ("photos", tmp_path / "calib", tmp_path / "test", "1/16"),
+    ):
+        out = tmp_path / f"out-{kind}"
+        options = ("--target", "reference", "--image-fit", "stretch", "--input-scale", scale, "-o", out)
+        run("compile", EXAMPLES / "digits_cnn.onnx", "--calib", calib, *options)
+        rows[kind] = json.loads(run("eval", out, "--data", test, "--json").stdout)["rows"]
+    accuracy = {
+        kind: {row["stage"]: row["value"] for row in found if "accuracy" in row["metric"]}
+        for kind, found in rows.items()
+    }
+    assert accuracy["photos"]["float"] == pytest.approx(accuracy["numbers"]["float"])
+    assert set(accuracy["photos"]) == {"float", "quantized", "reference"}
+    manifest = json.loads((tmp_path / "out-photos" / "manifest.json").read_text())
+    assert manifest["preprocessing"]["images"] == {"fit": "stretch", "order": "rgb"}
