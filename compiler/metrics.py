@@ -155,7 +155,7 @@ class Task:
         if kind == "rank":
             return spearman(_scores(self.original, self.inputs), _scores(outputs, self.inputs))
         if kind == "relative-error":
-            return _ratio(self._errors(outputs), np.ones(self.samples))
+            return float(self._errors(outputs)[0].mean())
         return float(np.mean(self._terms(outputs)))
 
     def drop(self, outputs: Outputs) -> float:
@@ -223,15 +223,16 @@ class Task:
         logs = self._logs(outputs)
         return np.asarray((logs[..., 1] - logs[..., 0]).mean(-1))
 
-    def _errors(self, outputs: Outputs) -> Array:
-        """Squared error of each sample relative to the mean energy of a sample, mean over outputs; float64 [N]."""
-        total = np.zeros(self.samples)
+    def _errors(self, outputs: Outputs) -> tuple[Array, Array]:
+        """Squared error and energy of each sample, both relative to the mean energy, mean over outputs; float64 [N]."""
+        errors, energies = np.zeros(self.samples), np.zeros(self.samples)
         for name, exact in self.original.items():
             rows = exact.reshape(len(exact), -1).astype(np.float64)
-            error = np.square(outputs[name].reshape(rows.shape) - rows).sum(1)
-            energy = float(np.square(rows).sum()) / len(rows)
-            total += error / energy if energy else np.where(error > 0, math.inf, 0.0)
-        return total / len(self.original)
+            error, energy = np.square(outputs[name].reshape(rows.shape) - rows).sum(1), np.square(rows).sum(1)
+            mean = float(energy.mean())
+            errors += error / mean if mean else np.where(error > 0, math.inf, 0.0)
+            energies += energy / mean if mean else 1.0
+        return errors / len(self.original), energies / len(self.original)
 
     def _interval(self, outputs: Outputs) -> tuple[float, float]:
         kind = self.metric.kind
@@ -252,8 +253,9 @@ class Task:
         if kind == "reconstruction":
             low, high = _resampled(self.seed, _ratio_rows, self._terms(outputs), self._terms(self.original))
             return low - 1, high - 1
-        terms = self._errors(outputs) if kind == "relative-error" else self._terms(outputs)
-        return _resampled(self.seed, _ratio_rows, terms, np.ones(self.samples))
+        if kind == "relative-error":
+            return _resampled(self.seed, _ratio_rows, *self._errors(outputs))
+        return _resampled(self.seed, _ratio_rows, self._terms(outputs), np.ones(self.samples))
 
     def _with_classes(self, found: Comparison, outputs: Outputs) -> Comparison:
         """With what only classes can tell."""
@@ -319,7 +321,7 @@ def choose_metric(
             return replace(METRICS["auc"], why=f"labels of two classes, and {score} is a score")
         if not is_autoencoder and _labels_fit(labels, first):
             return replace(METRICS["top-1"], why=f"labels, and {_class_count(first)} outputs")
-        what = f"labels 'y' ({labels.min(initial=0)} to {labels.max(initial=0)}) do not fit the outputs; "
+        what = f"labels 'y' ({labels.min()} to {labels.max()}) do not fit the outputs; "
     if is_autoencoder:
         return replace(METRICS["reconstruction"], why=f"{what}the network reproduces its input")
     missing = what or "no labels; "
@@ -656,10 +658,6 @@ def _correlation(a: Array, b: Array) -> Array:
     a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
     energy = np.sqrt((a * a).sum(1) * (b * b).sum(1))
     return np.asarray(np.divide((a * b).sum(1), energy, out=np.full(len(a), math.nan), where=energy > 0))
-
-
-def _ratio(a: Array, b: Array) -> float:
-    return float(_ratio_rows(a[None], b[None])[0])
 
 
 def _ratio_rows(a: Array, b: Array) -> Array:
