@@ -7,8 +7,6 @@ from operator import mul
 from passes.coding.logistic import HALF, LEAST, LIMIT, ONE, SQUASH, STRETCH
 from passes.coding.range_coder import BitCoder
 
-_START = 72090
-"""The sum of the first weights, 1.1: models that agree are surer together."""
 SLOWEST = 255
 RATES = [2 * ONE // (2 * count + 3) for count in range(SLOWEST + 1)]
 """Share of 65536 of its error by which a slot moves that has seen `index` bits."""
@@ -25,16 +23,20 @@ class Mixer:
     Source: Mahoney, Adaptive Weighing of Context Models for Lossless Data Compression, 2005, section 3.
     """
 
-    def __init__(self, coder: BitCoder, slots: int, inputs: list[int]) -> None:
+    def __init__(self, coder: BitCoder, slots: int, inputs: list[int], start: int, rate: int) -> None:
         """Args:
         coder: Writes or reads.
         slots: Contexts in all.
         inputs: How many contexts are mixed, for each kind of decision.
+        start: Sum of the first weights of a decision, a share of 65536: more than 1, since models that agree are
+            surer together.
+        rate: The weights learn by 2**-rate of error times input, each a share of 65536 and a stretch.
         """
         self._coder = coder
+        self._rate = rate
         self._probability = [HALF] * slots
         self._count = [0] * slots
-        self._weights = [[_START // count] * count for count in inputs]
+        self._weights = [[start // count] * count for count in inputs]
 
     def code(self, bit: int, slots: list[int], node: int) -> int:
         """Code one bit in the contexts `slots` with the weights of the decision `node`; returns it."""
@@ -49,8 +51,8 @@ class Mixer:
         total = sum(map(mul, weights, inputs)) >> 16
         probability = SQUASH[min(max(total, -LIMIT), LIMIT) + LIMIT + 1]
         bit = self._coder.code(bit, probability)
-        error = (bit << 16) - probability
-        self._weights[node] = [weight + (value * error >> 16) for weight, value in zip(weights, inputs)]
+        error, rate = (bit << 16) - probability, self._rate
+        self._weights[node] = [weight + (value * error >> rate) for weight, value in zip(weights, inputs)]
         for slot in slots:
             count = counts[slot]
             if bit:

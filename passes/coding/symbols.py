@@ -8,6 +8,7 @@ from operator import mul
 import numpy as np
 from numpy.typing import NDArray
 
+from passes.coding.byte_model import ByteModel
 from passes.coding.mixing import Mixer
 from passes.coding.range_coder import BitCoder, BitDecoder, BitEncoder, CodingError
 
@@ -42,7 +43,7 @@ class _Model:
     """
 
     def __init__(self, coder: BitCoder) -> None:
-        self._mixer = Mixer(coder, _SLOTS, [4] * _NODES + [3])
+        self._mixer = Mixer(coder, _SLOTS, [4] * _NODES + [3], start=72090, rate=16)
         self._filter_weights = [0] * 10
         self._dense_weights = [0] * 6
 
@@ -184,6 +185,7 @@ class Encoder:
     def __init__(self) -> None:
         self._coder = BitEncoder()
         self._models: dict[int, _Model] = {}
+        self._text: ByteModel | None = None
 
     def write(self, values: NDArray[np.integer], model: int = 0, kernel: tuple[int, ...] = ()) -> None:
         """Append one array.
@@ -202,7 +204,12 @@ class Encoder:
             return
         if int(values.min()) < -(1 << 31) or int(values.max()) >= 1 << 31:
             raise CodingError("values must be within int32")
-        model_of(self._models, model, self._coder).code(values.tolist(), *values.shape, kernel)
+        model_of(self._models, model, self._coder).code(values.tolist(), values.shape[0], values.shape[1], kernel)
+
+    def write_bytes(self, data: bytes) -> None:
+        """Append a string of bytes; all of them share one model."""
+        self._text = self._text or ByteModel(self._coder)
+        self._text.code(data, len(data))
 
     def finish(self) -> bytes:
         """All that was written. The encoder is used up."""
@@ -219,6 +226,7 @@ class Decoder:
     def __init__(self, data: bytes) -> None:
         self._coder = BitDecoder(data)
         self._models: dict[int, _Model] = {}
+        self._text: ByteModel | None = None
 
     def read(self, rows: int, columns: int, model: int = 0, kernel: tuple[int, ...] = ()) -> NDArray[np.int32]:
         """The next array, int32 [rows, columns]; the arguments are those of its `Encoder.write`."""
@@ -231,6 +239,11 @@ class Decoder:
     def position(self) -> int:
         """Bytes of the data that were needed so far."""
         return self._coder.position
+
+    def read_bytes(self, size: int) -> bytes:
+        """The next string, of `size` bytes."""
+        self._text = self._text or ByteModel(self._coder)
+        return self._text.code(None, size)
 
     def finish(self) -> None:
         """Check that all of the data was read.
@@ -267,3 +280,26 @@ def decode(data: bytes, rows: int, columns: int, kernel: tuple[int, ...] = ()) -
     values = decoder.read(rows, columns, kernel=kernel)
     decoder.finish()
     return values
+
+
+def encode_bytes(data: bytes) -> bytes:
+    """One string by itself; see `Encoder.write_bytes`."""
+    encoder = Encoder()
+    encoder.write_bytes(data)
+    return encoder.finish()
+
+
+def decode_bytes(data: bytes, size: int) -> bytes:
+    """The inverse of `encode_bytes`.
+
+    Args:
+        data: What `encode_bytes` gave.
+        size: Length of the string.
+
+    Raises:
+        CodingError: The data is damaged and the damage shows.
+    """
+    decoder = Decoder(data)
+    text = decoder.read_bytes(size)
+    decoder.finish()
+    return text

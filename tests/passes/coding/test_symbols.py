@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
 from passes.coding.range_coder import CodingError
-from passes.coding.symbols import Decoder, Encoder, decode, encode
+from passes.coding.symbols import Decoder, Encoder, decode, decode_bytes, encode, encode_bytes
 
 ARRAYS = st.one_of(
     npst.arrays(np.int32, npst.array_shapes(min_dims=2, max_dims=2, min_side=0, max_side=12)),
@@ -39,3 +39,8 @@ def test_arrays_of_several_models_share_one_stream(arrays: list[tuple[NDArray[np
 def test_values_beyond_int32_are_refused() -> None:
     with pytest.raises(CodingError, match="values must be within int32"):
         encode(np.array([[1 << 31]]))
+
+
+@given(st.binary(max_size=200) | st.text("ab/_1290", max_size=200).map(str.encode))
+def test_strings_come_back(data: bytes) -> None:
+    assert decode_bytes(encode_bytes(data), len(data)) == data
