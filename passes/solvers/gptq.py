@@ -133,7 +133,7 @@ def gptq(
         chosen = np.clip(np.rint(exact), -limit, limit)
         if rate is not None:
             weight = cost * np.square(scale) * (1.0 if importance is None else importance)
-            chosen = _cheapest(exact, chosen, weight, rate)
+            chosen = cheapest(exact, chosen, weight, rate)
         if keep is not None:
             chosen = np.where(keep[:, tap], chosen, 0.0)
         return chosen * scale
@@ -141,7 +141,7 @@ def gptq(
     return np.rint(sweep(weights, hessian, column) / scale[:, None])
 
 
-def _cheapest(exact: Vector, nearest: Vector, weight: Vector, rate: Rate) -> Vector:
+def cheapest(exact: Vector, nearest: Vector, weight: Vector, rate: Rate) -> Vector:
     """Of the nearest integer, the next one towards 0 and 0: the one with the least weighted error plus rate."""
     candidates = np.stack([nearest, nearest - np.sign(nearest), np.zeros_like(nearest)])
     costs = weight * np.square(exact - candidates) + rate.cost(candidates)
@@ -187,7 +187,7 @@ def polish(
             best = q[:, tap] - slope[:, tap] / variance[tap]
             new = np.clip(np.rint(best), low[:, tap], high[:, tap])
             if rate is not None:
-                new = _cheapest(best, new, each * variance[tap], rate)
+                new = cheapest(best, new, each * variance[tap], rate)
                 new = _if_better(new, q[:, tap], best, each * variance[tap], rate)
             step = np.where(free[:, tap], new - q[:, tap], 0.0)
             if step.any():

@@ -230,4 +230,3 @@ class _Walk:
             self.work[:, j] = chosen
             self.work[:, j + 1 : end] -= error[:, None] * self.upper[j, j + 1 : end]
             errors[:, j - start] = error
-

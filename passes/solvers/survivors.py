@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from passes.solvers import hessian as quadratic
+from passes.solvers.gptq import Rate, cheapest
 from passes.solvers.patterns import Mask, Stack
 
-Chooser: TypeAlias = Callable[[NDArray[np.float64], NDArray[np.int64]], NDArray[np.float64]]
-"""(best values [n], rows [n]) -> the values that are taken."""
+Chooser: TypeAlias = Callable[[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]], NDArray[np.float64]]
+"""(best values [n], rows [n], what a squared error costs once the taps behind have made good [n]) -> those taken."""
 
 CHUNK_BYTES = 48 << 20
 """Of the matrices that are worked on at a time."""
@@ -28,11 +29,18 @@ def refit(weights: Stack, hessian: NDArray[np.float64], kept: Mask) -> Stack:
         hessian: Damped H, float64 [groups, taps, taps].
         kept: bool like `weights`.
     """
-    return _each_group(weights, hessian, kept, lambda group: lambda values, rows: values)
+    return _each_group(weights, hessian, kept, lambda group: lambda values, rows, costs: values)
 
 
 def rounded(
-    weights: Stack, hessian: NDArray[np.float64], kept: Mask, scale: NDArray[np.float64], limit: int
+    weights: Stack,
+    hessian: NDArray[np.float64],
+    kept: Mask,
+    scale: NDArray[np.float64],
+    limit: int,
+    *,
+    importance: NDArray[np.float64] | None = None,
+    rate: Rate | None = None,
 ) -> Stack:
     """Integer codes, 0 outside `kept`: each row's survivors are rounded one by one, and the later ones make good.
 
@@ -43,6 +51,8 @@ def rounded(
         weights, hessian, kept: As for `refit`.
         scale: float64 [groups, rows].
         limit: Largest magnitude of a code.
+        importance: float64 [groups, rows]; matters with `rate` alone.
+        rate: Lets a code that is cheaper to store win where it costs less than it saves.
 
     Returns:
         Integers in float64 [groups, rows, taps].
@@ -52,18 +62,23 @@ def rounded(
     """
 
     def chooser(group: int) -> Chooser:
-        def choose(values: NDArray[np.float64], rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        def choose(
+            values: NDArray[np.float64], rows: NDArray[np.int64], costs: NDArray[np.float64]
+        ) -> NDArray[np.float64]:
             steps = scale[group][rows]
-            return np.asarray(np.clip(np.rint(values / steps), -limit, limit) * steps)
+            exact = values / steps
+            codes = np.clip(np.rint(exact), -limit, limit)
+            if rate is not None:
+                counted = 1.0 if importance is None else importance[group][rows]
+                codes = cheapest(exact, codes, costs * np.square(steps) * counted, rate)
+            return np.asarray(codes * steps)
 
         return choose
 
     return np.rint(_each_group(weights, hessian, kept, chooser) / scale[:, :, None])
 
 
-def _each_group(
-    weights: Stack, hessian: NDArray[np.float64], kept: Mask, chooser: Callable[[int], Chooser]
-) -> Stack:
+def _each_group(weights: Stack, hessian: NDArray[np.float64], kept: Mask, chooser: Callable[[int], Chooser]) -> Stack:
     result = np.zeros_like(weights)
     for group in range(len(weights)):
         pull = weights[group] @ hessian[group]
@@ -111,7 +126,8 @@ def _solve(
     taken = np.zeros_like(values)
     for j in range(width):
         pulled = np.einsum("ni,ni->n", lower[:, j, :j], taken[:, :j])
-        taken[:, j] = choose((values[:, j] - pulled) / lower[:, j, j], rows)
+        pivots = lower[:, j, j]
+        taken[:, j] = choose((values[:, j] - pulled) / pivots, rows, np.square(pivots))
     result = np.zeros_like(pull)
     np.put_along_axis(result, taps, np.where(is_real, taken, 0.0), axis=1)
     return result
