@@ -169,8 +169,8 @@ def decode(file: Path, layout: Layout, options: ImageOptions) -> NDArray[np.uint
     """
     image_module = _pillow(file)
     try:
-        with warnings.catch_warnings(), image_module.open(file, formats=_FORMATS) as image:
-            warnings.simplefilter("ignore")  # about sizes, which are checked here, and odd metadata
+        # Pillow warns of sizes, which are checked here, and of odd metadata.
+        with warnings.catch_warnings(action="ignore"), image_module.open(file, formats=_FORMATS) as image:
             _check(image, file)
             upright = import_module("PIL.ImageOps").exif_transpose(image)
             pixels = np.asarray(_fitted(upright.convert(_MODES[layout.channels]), layout, options.fit), np.uint8)

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from compiler import cli, images
 from compiler.calibration import CalibrationError, Samples, read_labelled, read_samples
-from compiler.images import Fit, ImageOptions, Order
+from compiler.images import Fit, ImageOptions, Layout, Order, decode
 from tests.support.canonical import canonical
 from tests.support.onnx_models import Array, node
 
@@ -200,6 +200,27 @@ def test_every_truncation_of_a_photo_is_refused(tmp_path: Path) -> None:
         path.write_bytes(whole[:length])
         with pytest.raises(CalibrationError, match=r"a\.png"):
             read(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "bmp", "webp", "ppm"])
+def test_damaged_images_are_read_or_refused(tmp_path: Path, kind: str) -> None:
+    exif = pillow.Exif()
+    exif[0x0112] = 6
+    save(tmp_path / f"whole.{kind}", pixels(20, 24), **({"exif": exif} if kind in ("png", "jpeg", "webp") else {}))
+    whole = np.frombuffer((tmp_path / f"whole.{kind}").read_bytes(), np.uint8)
+    rng, refused = np.random.default_rng(0), []
+    path, layout = tmp_path / f"bad.{kind}", Layout(4, 6, 3, 1)
+    for turn in range(300):
+        data = whole.copy()
+        places = rng.integers(0, min(len(data), (64, 200, len(data))[turn % 3]), rng.integers(1, 6))
+        data[places] = rng.integers(0, 256, len(places))
+        path.write_bytes(data[: len(data) if turn % 5 else rng.integers(0, len(data))].tobytes())
+        try:
+            assert decode(path, layout, ImageOptions()).shape == (3, 4, 6)
+        except CalibrationError as error:
+            refused.append(str(error))
+    assert len(refused) > 50
+    assert all(str(path) in message for message in refused)
 
 
 def test_sixteen_bits_are_refused(tmp_path: Path) -> None:
