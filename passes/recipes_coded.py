@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from passes import storage
 from passes.recipes import Coded, Problem, RecipeError
-from passes.recipes_uniform import GPTQ_TAPS_MAX, limit_of
+from passes.recipes_uniform import GPTQ_TAPS_MAX, SLOPE, left_variance, limit_of, steady
 from passes.solvers import codebook, planes, stochastic, ternary, vector
 from passes.solvers.codebook import Indices
 from passes.solvers.hessian import Matrix
@@ -20,6 +20,7 @@ Stack = NDArray[np.float64]
 
 ROUNDS = 3
 """Turns of fitting the shared entries and choosing among them."""
+RATE_ROUNDS = 8
 NOISE = 2.0**-18
 """Relative error of what was computed in float32: weights so close to integers were integers."""
 
@@ -176,15 +177,20 @@ class Vector:
     """Every run of weights along the taps is one of a few vectors that the layer shares, times the scale of its row.
 
     Attributes:
-        dimension: Length of a run; it must divide the taps.
+        dimension: Length of a run; it must divide the taps. 1 makes a codebook of numbers.
         entries: How many vectors, 2 to 256.
         bits: Of each number in them, 2 to 8.
+        step: As of RateDistortion, for the least loss + price * bits of the coded indices and entries; 0 asks for the
+            least loss.
         seed: Of the clustering's start.
+
+    Source: Chou, Lookabaugh and Gray, Entropy-Constrained Vector Quantization, IEEE TASSP 1989, for `step`.
     """
 
     dimension: int = 4
     entries: int = 256
     bits: int = 8
+    step: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -197,7 +203,8 @@ class Vector:
 
     @property
     def name(self) -> str:
-        return f"vector {self.dimension}x{self.entries}" + ("" if self.bits == 8 else f" W{self.bits}")
+        bits, step = f" W{self.bits}" if self.bits != 8 else "", f" RD {self.step:.3g}" if self.step else ""
+        return f"vector {self.dimension}x{self.entries}{bits}{step}"
 
     @property
     def limit(self) -> int:
@@ -205,35 +212,57 @@ class Vector:
 
     def scales(self, problem: Problem) -> Stack:
         self._check(problem)
-        rows = _row_sizes(problem)
+        rows = self._rows(problem)
         centres = self._centres(problem, rows)
         return rows * float(np.abs(centres).max() or self.limit) / self.limit
 
     def codes(self, problem: Problem, scale: Stack) -> Coded:
         self._check(problem)
+        weight = steady(problem.importance) * np.square(scale)
+        target = Problem(problem.weights / scale[:, :, None], problem.hessian, weight)
         entries = self._whole(self._centres(problem, scale))
-        exact, weight = problem.weights / scale[:, :, None], problem.importance * np.square(scale)
-        kept, best = entries, self._chosen(problem, exact, entries)
-        least = self._loss(problem, scale, kept, best)
-        for _ in range(ROUNDS):
-            entries = self._whole(codebook.refit(kept, best, exact, problem.hessian, weight))
-            indices = self._chosen(problem, exact, entries)
-            cost = self._loss(problem, scale, entries, indices)
-            if not cost < least:
+        indices = self._chosen(target, entries, np.zeros(len(entries)))
+        best, least = (entries, indices), self._cost(target, entries, indices)
+        for _ in range(RATE_ROUNDS if self.step else ROUNDS):
+            prices = SLOPE * self.step**2 * self._lengths(indices, len(entries))
+            moved = codebook.refit(entries, indices, target.weights, target.hessian, weight)
+            entries = np.clip(np.rint(moved), -self.limit, self.limit) + 0.0
+            indices = self._chosen(target, entries, prices)
+            cost = self._cost(target, entries, indices)
+            if cost < least:
+                best, least = (entries, indices), cost
+            elif not self.step:
                 break
-            kept, best, least = entries, indices, cost
-        return _coded(kept, best)
+        return _coded(*best)
+
+    def _cost(self, target: Problem, entries: Matrix, indices: Indices) -> float:
+        bits = self._lengths(indices, len(entries))[indices].sum() if self.step else 0.0
+        return target.loss(entries[indices].reshape(target.weights.shape)) + SLOPE * self.step**2 * float(bits)
+
+    def _lengths(self, indices: Indices, count: int) -> NDArray[np.float64]:
+        """Bits of every index by its frequency, with its share of the entry itself; dear where it is not used."""
+        counts = np.maximum(np.bincount(indices.ravel(), minlength=count), 0.5)
+        return np.asarray(np.log2(indices.size / counts) + self.bits * self.dimension / counts)
 
     def _check(self, problem: Problem) -> None:
         _check_taps(problem)
         if problem.weights.shape[2] % self.dimension:
             raise RecipeError(f"{problem.weights.shape[2]} taps are no multiple of {self.dimension}")
 
+    def _rows(self, problem: Problem) -> Stack:
+        """Units of the rows: their sizes, or the steps that RateDistortion gives them."""
+        if not self.step:
+            return _row_sizes(problem)
+        left = np.stack([left_variance(each) for each in problem.hessian])
+        return self.step / np.sqrt(steady(problem.importance) * left[:, None])
+
     def _centres(self, problem: Problem, rows: Stack) -> Matrix:
         """A codebook of the sub-vectors over `rows`, float64 [up to entries, dimension]."""
-        mean, share = vector.metric(problem.hessian, self.dimension)
-        lower = vector.whitening(mean)
         points = (problem.weights / rows[:, :, None]).reshape(-1, self.dimension)
+        if self.step:
+            return vector.lattice(points, float((self._rows(problem) / rows).mean()), self.entries, self.seed)
+        mean, share = vector.metric(problem.hessian, self.dimension)
+        lower = np.linalg.cholesky(mean)
         weight = share[:, None, :] * (problem.importance * np.square(rows))[:, :, None]
         centres = vector.kmeans(points @ lower, weight.ravel(), self.entries, self.seed)
         return np.asarray(np.linalg.solve(lower.T, centres.T).T)
@@ -241,16 +270,13 @@ class Vector:
     def _whole(self, entries: Matrix) -> Matrix:
         return np.unique(np.clip(np.rint(entries), -self.limit, self.limit) + 0.0, axis=0)
 
-    def _chosen(self, problem: Problem, exact: Stack, entries: Matrix) -> Indices:
-        return np.stack(
-            [
-                vector.polish(w, vector.assign(w, h, entries), h, entries)
-                for w, h in zip(exact, problem.hessian, strict=True)
-            ]
-        )
-
-    def _loss(self, problem: Problem, scale: Stack, entries: Matrix, indices: Indices) -> float:
-        return problem.loss(entries[indices].reshape(problem.weights.shape) * scale[:, :, None])
+    def _chosen(self, target: Problem, entries: Matrix, prices: NDArray[np.float64]) -> Indices:
+        found = []
+        for weights, hessian, weight in zip(target.weights, target.hessian, target.importance, strict=True):
+            extra = prices / weight[:, None] if prices.any() else None
+            swept = vector.assign(weights, hessian, entries, extra)
+            found.append(vector.polish(weights, swept, hessian, entries, extra))
+        return np.stack(found)
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ class RateDistortion:
     def scales(self, problem: Problem) -> NDArray[np.float64]:
         left = np.stack([left_variance(each) for each in problem.hessian])
         loud = np.abs(problem.weights).max(axis=2, initial=0.0)
-        wished = self.step / np.sqrt(_steady(problem.importance) * left[:, None])
+        wished = self.step / np.sqrt(steady(problem.importance) * left[:, None])
         # Coarser than the largest weight means a channel of zeros: finer than the limit cannot be written.
         return np.clip(wished, loud / self.limit, np.maximum(2 * loud, np.finfo(np.float32).tiny))
 
@@ -107,7 +107,7 @@ class RateDistortion:
         price = SLOPE * self.step**2
         start = np.clip(np.rint(problem.weights / scale[:, :, None]), -self.limit, self.limit)
         bits = code_lengths(start, self.limit)
-        importance = _steady(problem.importance)
+        importance = steady(problem.importance)
         for _ in range(2):
             rate = Rate(price, bits)
             start = np.stack(
@@ -139,7 +139,7 @@ def left_variance(hessian: NDArray[np.float64]) -> float:
     return float(np.exp(np.mean(np.log(1.0 / np.diagonal(inverse(hessian))))))
 
 
-def _steady(importance: NDArray[np.float64]) -> NDArray[np.float64]:
+def steady(importance: NDArray[np.float64]) -> NDArray[np.float64]:
     """Importance, no channel below a thousandth of the mean: samples may have missed what it is good for."""
     mean = float(importance.mean())
     return np.maximum(importance, 1e-3 * mean if mean > 0 else 1.0)

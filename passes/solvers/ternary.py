@@ -73,7 +73,7 @@ def at_scale(weights: Matrix, hessian: Matrix, scale: Vector, start: Matrix | No
         return swept
     kept = polish(weights, start.astype(np.int64) + 1, hessian, levels) - 1.0
     left, right = (row_losses(scale[:, None] * each - weights, hessian) for each in (kept, swept))
-    return np.where((right < left)[:, None], swept, kept)
+    return np.asarray(np.where((right < left)[:, None], swept, kept), np.float64)
 
 
 def refitted(weights: Matrix, hessian: Matrix, signs: Matrix, scale: Vector) -> Vector:

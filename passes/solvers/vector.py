@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from passes.solvers.codebook import Indices, Stack
 from passes.solvers.hessian import Matrix, Vector, inverse_factor
@@ -68,6 +67,33 @@ def kmeans(points: Matrix, weights: Vector, count: int, seed: int) -> Matrix:
     return centres
 
 
+def lattice(points: Matrix, step: float, count: int, seed: int) -> Matrix:
+    """Centres for entropy coding, where even ones are best: cells of a grid, those with the most points.
+
+    Half of them are such cells, the others cluster the points outside; where the points lie in at most `count` cells,
+    all are cells.
+
+    Args:
+        points: float64 [n, d].
+        step: Of the grid.
+        count: Of the centres.
+        seed: Of the clustering.
+
+    Returns:
+        float64 [up to count, d].
+
+    Source: Gish and Pierce, Asymptotically Efficient Quantizing, IEEE Trans. Information Theory 1968: at high rates the
+        even quantizer is the best one before an entropy coder.
+    """
+    cells, where, counts = np.unique(np.rint(points / step), axis=0, return_inverse=True, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    top = order if len(cells) <= count else order[: count // 2]
+    outside = points[~np.isin(where.ravel(), top)]
+    if not len(outside):
+        return cells[top] * step
+    return np.concatenate([cells[top] * step, kmeans(outside, np.ones(len(outside)), count - len(top), seed)])
+
+
 def _spread_out(points: Matrix, mass: Vector, count: int, rng: np.random.Generator) -> Matrix:
     """The k-means++ start: each centre is drawn with the probability of its cost so far."""
     chosen = [_drawn(mass, rng)]
@@ -83,17 +109,23 @@ def _drawn(odds: Vector, rng: np.random.Generator) -> int:
     return int(min(np.searchsorted(total, rng.random() * total[-1], "right"), len(odds) - 1))
 
 
-def nearest(points: Matrix, centres: Matrix) -> Indices:
-    """Index of the nearest centre of each point, the first of equals, int64 [n]."""
-    norms = np.square(centres).sum(axis=1)
-    parts = [
-        (norms - 2 * points[start : start + _CHUNK] @ centres.T).argmin(axis=1)
-        for start in range(0, len(points), _CHUNK)
-    ]
-    return np.concatenate(parts) if parts else np.empty(0, np.int64)
+def nearest(points: Matrix, centres: Matrix, extra: Matrix | None = None) -> Indices:
+    """Index of the nearest centre of each point, the first of equals, int64 [n].
+
+    Args:
+        points: float64 [n, d].
+        centres: float64 [k, d].
+        extra: Added to the squared distances, float64 [n, k].
+    """
+    norms, found = np.square(centres).sum(axis=1), np.empty(len(points), np.int64)
+    for start in range(0, len(points), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        costs = norms - 2 * points[part] @ centres.T
+        found[part] = (costs if extra is None else costs + extra[part]).argmin(axis=1)
+    return found
 
 
-def assign(weights: Matrix, hessian: Matrix, entries: Matrix) -> Indices:
+def assign(weights: Matrix, hessian: Matrix, entries: Matrix, extra: Matrix | None = None) -> Indices:
     """Which entry each sub-vector takes: block after block, the blocks behind make good for what one errs.
 
     Block b costs |(w_b - c) U_bb^-1|**2 after that, with H^-1 = U^T U; the most active block is first.
@@ -102,6 +134,7 @@ def assign(weights: Matrix, hessian: Matrix, entries: Matrix) -> Indices:
         weights: float64 [rows, taps].
         hessian: Damped H.
         entries: float64 [k, d], d a divisor of taps.
+        extra: What each entry costs beside its error, float64 [rows, k].
 
     Returns:
         int64 [rows, taps / d].
@@ -119,13 +152,15 @@ def assign(weights: Matrix, hessian: Matrix, entries: Matrix) -> Indices:
         here, behind = slice(place * dimension, (place + 1) * dimension), slice((place + 1) * dimension, None)
         whiten = np.linalg.inv(upper[here, here])
         values, levels = work[:, here] @ whiten, entries @ whiten
-        chosen[:, block] = nearest(values, levels)
+        chosen[:, block] = nearest(values, levels, extra)
         work[:, behind] -= (values - levels[chosen[:, block]]) @ upper[here, behind]
     return chosen
 
 
-def polish(weights: Matrix, indices: Indices, hessian: Matrix, entries: Matrix, sweeps: int = 3) -> Indices:
-    """Indices whose loss is no larger than that of `indices`, one sub-vector at a time; arguments as of `assign`."""
+def polish(
+    weights: Matrix, indices: Indices, hessian: Matrix, entries: Matrix, extra: Matrix | None = None, sweeps: int = 3
+) -> Indices:
+    """Indices whose loss, and extra, is no larger than that of `indices`, one sub-vector at a time; as of `assign`."""
     chosen, dimension = indices.copy(), entries.shape[1]
     slope = (entries[chosen].reshape(weights.shape) - weights) @ hessian
     for _ in range(sweeps):
@@ -137,6 +172,8 @@ def polish(weights: Matrix, indices: Indices, hessian: Matrix, entries: Matrix, 
             # loss(c) - loss(old) = 2 slope (c - old) + (c - old) H (c - old)
             pull = slope[:, here] - old @ curvature
             costs = 2 * pull @ entries.T + np.einsum("kd,kd->k", entries @ curvature, entries)
+            if extra is not None:
+                costs += extra
             best = costs.argmin(axis=1)
             at = np.arange(len(best))
             before = costs[at, chosen[:, block]]
@@ -149,8 +186,3 @@ def polish(weights: Matrix, indices: Indices, hessian: Matrix, entries: Matrix, 
         if not has_moved:
             break
     return chosen
-
-
-def whitening(matrix: Matrix) -> NDArray[np.float64]:
-    """L with matrix = L L^T: the distances of points @ L are those of `points` under the matrix."""
-    return np.asarray(np.linalg.cholesky(matrix))

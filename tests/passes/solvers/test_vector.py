@@ -82,3 +82,21 @@ def test_compensation_errs_less_than_the_nearest_entries_and_the_descent_never_e
     assert cost(swept) < cost(plain)
     assert cost(vector.polish(weights, plain, hessian, entries)) <= cost(plain)
     assert cost(vector.polish(weights, swept, hessian, entries)) <= cost(swept)
+
+
+def test_a_lattice_takes_the_full_cells_and_clusters_the_rest() -> None:
+    points = np.concatenate([np.zeros((50, 2)), np.ones((40, 2)), [[10.0, 10.2], [10.6, 10.0], [-7.0, 3.0]]])
+    found = vector.lattice(points, 1.0, 4, 0)
+    assert found[:2].tolist() == [[0.0, 0.0], [1.0, 1.0]]
+    np.testing.assert_allclose(np.sort(found[2:], axis=0), [[-7.0, 3.0], [10.3, 10.1]])
+    cells = [[0.0, 0.0], [1.0, 1.0], [-7.0, 3.0], [10.0, 10.0], [11.0, 10.0]]
+    assert vector.lattice(points, 1.0, 5, 0).tolist() == cells
+
+
+def test_what_an_entry_costs_beside_its_error_sways_the_choice() -> None:
+    points, centres = np.array([[0.4], [0.9]]), np.array([[0.0], [1.0]])
+    assert vector.nearest(points, centres).tolist() == [0, 1]
+    assert vector.nearest(points, centres, np.array([[0.5, 0.0], [0.0, 1.0]])).tolist() == [1, 0]
+    extra = np.array([[0.0, 0.9]])
+    assert vector.assign(np.array([[0.9, 0.4]]), np.eye(2), centres, extra).tolist() == [[0, 0]]
+    assert vector.polish(np.array([[0.9, 0.4]]), np.array([[1, 1]]), np.eye(2), centres, extra).tolist() == [[0, 0]]
