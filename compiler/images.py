@@ -13,15 +13,12 @@ from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from compiler.sample_file import Rows, failure, rows_at_once
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 PIXELS_MAX = 1 << 26
 """Of one image before it is fitted: 67 megapixels."""
@@ -30,6 +27,26 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".webp")
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "WEBP")
 _MODES = {1: "L", 3: "RGB"}
 _SHALLOW_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "LAB"})
+
+
+class Image(Protocol):
+    """What is used of Pillow's class: the package need not be there, not even for the type checker."""
+
+    width: int
+    height: int
+    size: tuple[int, int]
+    mode: str
+
+    def resize(
+        self, size: tuple[int, int], resample: object, box: tuple[float, float, float, float] | None = None
+    ) -> Image:
+        """Scaled to `size`, the part of it inside `box` alone."""
+
+    def convert(self, mode: str) -> Image:
+        """In other colours."""
+
+    def __array__(self) -> NDArray[np.uint8]:
+        """The pixels."""
 
 
 class Order(StrEnum):

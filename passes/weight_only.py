@@ -7,7 +7,6 @@ from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -19,6 +18,7 @@ from passes.solvers.gptq import mse_scales
 
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 BITS_KEY = "edgec.bits"
+_INT4 = ir.DataType.INT4.numpy()
 _CHUNK = 1 << 16
 """Elements whose scales are searched at once: they stay in the cache."""
 _RECURRENT = ("LSTM", "GRU", "RNN")
@@ -204,12 +204,12 @@ def _scales(rows: NDArray[np.float64], config: WeightOnlyConfig) -> NDArray[np.f
 
 def _container(bits: int) -> np.dtype[np.generic]:
     if bits <= 4:
-        return np.dtype(ml_dtypes.int4)
+        return _INT4
     return np.dtype(np.int8) if bits <= 8 else np.dtype(np.int16)
 
 
 def _described(name: str, weights: Array, codes: _Codes) -> StoredTensor:
-    bits = {np.dtype(ml_dtypes.int4): 4}.get(codes.values.dtype, 8 * codes.values.dtype.itemsize)
+    bits = 4 if codes.values.dtype == _INT4 else 8 * codes.values.dtype.itemsize
     after = -(-codes.values.size * bits // 8) + codes.scale.nbytes
     return StoredTensor(name, weights.shape, codes.axis, codes.error, weights.nbytes, after)
 
