@@ -33,6 +33,8 @@ def emit(node: ir.Node, storage: Storage) -> str | None:
     Raises:
         ValueError: `storage` stands for other codes than those of `node`.
     """
+    if not edit.is_op(node, "Conv", "Gemm"):
+        return f"the weights of a {node.op_type} are not stored row by row"
     weights = weights_of(node)
     if weights is None or weights.dequantize is None or weights.values.dtype != np.int8:
         return "its weights are no int8 initializer behind a DequantizeLinear"

@@ -158,10 +158,10 @@ def _extended(before: Vector, sums: Matrix, first: int) -> tuple[Vector, Indices
         j = np.arange(lengths.sum()) - starts[segment] + lows[segment]
         mass, moment, square = sums[:, ends[segment]] - sums[:, j]
         cost = before[j] + np.maximum(square - moment**2 / mass, 0.0)
-        result[ends] = np.minimum.reduceat(cost, starts)
-        hits = np.flatnonzero(cost == result[ends][segment])
-        _, at = np.unique(segment[hits], return_index=True)
-        source[ends] = j[hits[at]]
+        least = np.minimum.reduceat(cost, starts)
+        hits = np.flatnonzero(cost == least[segment])
+        is_first = np.diff(segment[hits], prepend=-1) > 0
+        result[ends], source[ends] = least, j[hits[is_first]]
     return result, source
 
 

@@ -89,3 +89,11 @@ def test_float_weights_have_no_codes_to_store() -> None:
     proto = model([node("Gemm", ["x", "w"], ["y"], transB=1)], {"x": (1, 4)}, ["y"], {"w": np.ones((3, 4), np.float32)})
     layer = next(iter(ir.from_proto(proto).graph))
     assert emit(layer, _forms(GEMM)["narrow"]) == "its weights are no int8 initializer behind a DequantizeLinear"
+
+
+def test_the_weights_of_a_matmul_lie_the_other_way_round_and_are_left_alone() -> None:
+    network = ir.from_proto(
+        model([node("MatMul", ["x", "w"], ["y"])], {"x": (1, 4)}, ["y"], {"w": np.ones((4, 3), np.float32)})
+    )
+    reason = emit(next(iter(network.graph)), _forms(GEMM)["narrow"])
+    assert reason == "the weights of a MatMul are not stored row by row"
