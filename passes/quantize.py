@@ -63,7 +63,7 @@ class QuantizeConfig:
     reconstruction_samples: int = 64
     positions: int = 1024
     is_coarse: bool = False
-    follow: bool = False
+    follow: bool = True
 
 
 @dataclass(frozen=True, eq=False)

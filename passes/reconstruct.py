@@ -67,7 +67,7 @@ class ReconstructConfig:
 
     acc_bits: int = 24
     is_coarse: bool = False
-    follow: bool = False
+    follow: bool = True
     positions: int = 1024
 
 

@@ -1,0 +1,286 @@
+"""From a float network and samples to its compressed form: budgets, integers, and the file that holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_ir as ir
+
+from compiler import calibration, container, stored
+from compiler.calibration import Samples
+from compiler.compress_report import amount
+from compiler.images import ImageOptions
+from compiler.metrics import Comparison, Metric, Split, Task, choose_metric, drop_limit, parse_drop, split
+from compiler.quality import in_onnxruntime
+from compiler.search import Search, Subject, Trial
+from passes import sensitivity
+from passes.base import PassReport
+from passes.compact import compact
+from passes.emit_storage import emit
+from passes.families import NAMES, LayerOption
+from passes.problem import Importance
+from passes.quantize import Calibrated, QuantizeConfig, Quantized
+from passes.recipes import Recipe
+from passes.recipes_coded import Stochastic
+from passes.recipes_uniform import Uniform
+from passes.scales import ActivationConfig
+from passes.statistics import Progress
+from passes.weight_only import StoreWeights, WeightOnlyConfig
+
+SAMPLES, POSITIONS = 256, 256
+"""For the reconstruction: many samples at few positions say more than few at many."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the search must keep to.
+
+    Attributes:
+        max_drop: As the user wrote it, "1.0pt"; None sets no bound.
+        max_bytes: Of the whole container.
+        is_guarded: Whether a plan that exceeds `max_drop` is rolled back.
+        points: Of the measured front besides the result.
+    """
+
+    max_drop: str | None = None
+    max_bytes: int | None = None
+    is_guarded: bool = True
+    points: int = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is nothing to search for."""
+        return self.max_drop is None and self.max_bytes is None and not self.points
+
+
+@dataclass(frozen=True)
+class CompressOptions:
+    """What to compress to, and how.
+
+    Attributes:
+        calibration: Samples to calibrate on and, where there is no other file, to choose by.
+        evaluation: Samples to choose by instead, with labels where the metric needs them.
+        scale, mean, images: Preprocessing, x = (sample - mean) * scale.
+        input_shapes: Static shapes of dynamic inputs.
+        weights: Bits of every layer where no budget decides.
+        is_stochastic: Round weights stochastically (with `seed`) instead of for the least error.
+        activations: How activations are quantized.
+        families: Method families that the search may use.
+        budget: What it must keep to.
+        metric: Kind of metric, or None for the best that there is.
+        seed: Of the split, the random directions and stochastic rounding.
+        threads: Layers that are worked on at the same time; the result is the same.
+    """
+
+    calibration: Path | None = None
+    evaluation: Path | None = None
+    scale: tuple[float, ...] = ()
+    mean: tuple[float, ...] = ()
+    images: ImageOptions = ImageOptions()
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    weights: int = 8
+    is_stochastic: bool = False
+    activations: ActivationConfig = ActivationConfig()
+    families: tuple[str, ...] = NAMES
+    budget: Budget = Budget()
+    metric: str | None = None
+    seed: int = 0
+    threads: int = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """Samples in their roles.
+
+    Attributes:
+        calibrate: For ranges, moments and rounding.
+        choose: Where plans are judged.
+        sentence: What was done, for the report.
+        warnings: What the user should know.
+    """
+
+    calibrate: Samples
+    choose: Samples
+    sentence: str
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Compressed:
+    """A network in its compressed form.
+
+    Attributes:
+        quantized: As the search left it.
+        onnx: model.onnx, serialized.
+        packed: model.edgec.
+        metric: By which plans were judged.
+        sizes: Of its parts.
+        comparison: With the original, on the samples that judge.
+        recipes: Of every layer, by node name.
+        is_met: Whether every budget is kept to.
+        missed: Sentences about the budgets that are not.
+        trials: Plans that were carried out.
+        importance: What errors cost, by node name.
+        reports: What each pass did.
+        options: Every option of every layer that the search measured.
+    """
+
+    quantized: Quantized
+    onnx: bytes
+    packed: bytes
+    metric: Metric
+    sizes: container.Sizes
+    comparison: Comparison
+    recipes: Mapping[str, Recipe]
+    missed: tuple[str, ...]
+    trials: tuple[Trial, ...]
+    importance: Mapping[str, Importance]
+    reports: tuple[PassReport, ...]
+    options: Mapping[str, tuple[LayerOption, ...]]
+
+    @property
+    def is_met(self) -> bool:
+        return not self.missed
+
+
+def read_parts(model: ir.Model, options: CompressOptions, progress: Progress) -> Parts:
+    """The samples to calibrate on and to choose by: disjoint."""
+    how = {"scale": options.scale, "mean": options.mean, "image_options": options.images}
+    if options.calibration is None:
+        samples = calibration.synthetic_samples(model, seed=options.seed)
+        return _divided(split(samples, options.seed), samples.warnings)
+    samples = calibration.read_calibration(options.calibration, model, **how, progress=progress)  # type: ignore[arg-type]
+    if options.evaluation is None:
+        return _divided(split(samples, options.seed), samples.warnings)
+    others = calibration.read_samples(options.evaluation, model, **how, progress=progress)  # type: ignore[arg-type]
+    sentence = (
+        f"{samples.count} samples of {options.calibration.name} to calibrate on, "
+        f"{others.count} of {options.evaluation.name} to choose by"
+    )
+    return Parts(samples, others, sentence, (*samples.warnings, *others.warnings))
+
+
+def _divided(parts: Split, warnings: tuple[str, ...]) -> Parts:
+    more = (parts.warning,) if parts.warning else ()
+    return Parts(parts.calibrate, parts.choose, parts.sentence, (*warnings, *more))
+
+
+def compress_network(
+    model: ir.Model, nodes: frozenset[str], parts: Parts, options: CompressOptions, progress: Progress
+) -> Compressed:
+    """Compress a canonical float network.
+
+    Args:
+        model: Intact afterwards.
+        nodes: Names of the nodes that get integer arithmetic.
+        parts: Samples.
+        options: Budgets and settings.
+        progress: Told (what, done, total).
+
+    Raises:
+        OptionError: A budget or metric does not fit the network or the samples.
+    """
+    task, limit = _task(model, parts, options)
+    calibrated = Calibrated.of(model, nodes, parts.calibrate.arrays, _config(options), progress)
+    found = _importance(calibrated, parts, options, progress)
+    search = Search(
+        Subject(calibrated, found, parts.choose.arrays, task, options.families, options.threads), progress
+    )
+    trial, missed = _searched(search, options, limit)
+    quantized = trial.quantized
+    data, reports = onnx_file(quantized)
+    packed = container.pack(data)
+    return Compressed(
+        quantized,
+        data,
+        packed,
+        task.metric,
+        container.sizes(packed),
+        task.compare(trial.outputs),
+        {name: option.recipe for name, option in trial.recipes.items()},
+        missed,
+        tuple(search.trials),
+        found,
+        reports,
+        dict(zip(search.names, map(tuple, search.table), strict=True)),
+    )
+
+
+def _task(model: ir.Model, parts: Parts, options: CompressOptions) -> tuple[Task, float | None]:
+    """What judges, and the drop that it may show, in its own unit."""
+    outputs, inputs, labels = in_onnxruntime(model, parts.choose.arrays), parts.choose.arrays, parts.choose.labels
+    drop = None if options.budget.max_drop is None else parse_drop(options.budget.max_drop)
+    kind = options.metric
+    if kind is None and labels is None and drop is not None and drop.unit == "pt":
+        kind = "agreement"  # without labels, points can only be points of agreement
+    metric = choose_metric(outputs, inputs, labels, kind=kind)
+    task = Task(metric, outputs, inputs, labels, options.seed)
+    return task, None if drop is None else drop_limit(drop, task)
+
+
+def _config(options: CompressOptions) -> QuantizeConfig:
+    return QuantizeConfig(
+        activations=options.activations,
+        reconstruction_samples=SAMPLES,
+        positions=POSITIONS,
+        is_coarse=True,
+    )
+
+
+def _importance(
+    calibrated: Calibrated, parts: Parts, options: CompressOptions, progress: Progress
+) -> Mapping[str, Importance]:
+    """What errors cost; not needed, and not measured, where no budget has to be divided."""
+    if options.budget.is_open:
+        return {}
+    samples = parts.calibrate.arrays
+    found = sensitivity.importance(calibrated.source, samples, seed=options.seed, progress=progress)
+    return sensitivity.calibrated(calibrated.source, samples, found, progress=progress).importance
+
+
+def _searched(search: Search, options: CompressOptions, limit: float | None) -> tuple[Trial, tuple[str, ...]]:
+    """The best plan that keeps to the budget, else the nearest, and what it misses."""
+    budget = options.budget
+    if budget.is_open:
+        bits, seed = options.weights, options.seed
+        recipe: Recipe = Stochastic(bits, seed) if options.is_stochastic else Uniform(bits)
+        option = LayerOption("fixed-point", recipe, 0.0, 0.0)
+        return search.carry_out(dict.fromkeys(search.subject.calibrated.aims, option), 0.0), ()
+    search.prepare()
+    if budget.max_bytes is not None:
+        trial, is_met = search.within_size(budget.max_bytes)
+        missed = () if is_met else (f"the smallest file has {trial.bytes} bytes, not {budget.max_bytes}",)
+        if limit is not None and trial.drop > limit:
+            missed = (*missed, f"at that size the drop is {amount(trial.drop, search.subject.task.metric.unit)}")
+        return trial, missed
+    if limit is not None and budget.is_guarded:
+        best = search.within_drop(limit)
+        if best is not None:
+            return best, ()
+        nearest = min(search.trials, key=lambda trial: trial.drop)
+        shown = amount(nearest.drop, search.subject.task.metric.unit)
+        return nearest, (f"the smallest drop of any plan is {shown}, not {budget.max_drop}",)
+    front = search.front(max(budget.points, 2))
+    return front[-1], ()
+
+
+def onnx_file(quantized: Quantized) -> tuple[bytes, tuple[PassReport, ...]]:
+    """model.onnx: codes in the form that takes fewest bytes, other large weights as integers, short names; checked.
+
+    Raises:
+        AssertionError: The file does not compute what the network in memory does.
+    """
+    model = quantized.model.clone()
+    nodes = {str(node.name): node for node in model.graph}
+    reasons: dict[str, str] = {}
+    for name, storage in quantized.storages.items():
+        if (reason := emit(nodes[name], storage)) is not None:  # type: ignore[arg-type]
+            reasons[name] = reason
+    emitted = tuple(name for name in quantized.storages if name not in reasons)
+    weights = StoreWeights(WeightOnlyConfig())
+    weights(model)
+    compact(model)
+    data = stored.serialized(model)
+    return data, (PassReport("store-codes", emitted, reasons), weights.report)

@@ -1,0 +1,210 @@
+"""The budget search: which recipe each layer gets, by predicted losses, judged by what the whole network then answers.
+
+Predictions choose: an exact dynamic program over every layer's options. Measurements decide: the plan is carried out
+layer by layer, the network's answers on samples that were not calibrated on are compared, and the predicted loss that
+the plan may have is bisected until the answers just keep to the budget.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from compiler.metrics import Outputs, Task
+from compiler.quality import in_onnxruntime
+from passes import graph as edit
+from passes.budget import Option, Plan, choose, pareto
+from passes.families import NAMES, SCALE_BITS, LayerOption, entropy_bits, options
+from passes.gram import Moments, collect_moments
+from passes.layer import Layer, layers
+from passes.problem import Importance, problem_of
+from passes.quantize import Calibrated, Quantized
+from passes.recipes import Recipe
+from passes.scales import WEIGHTED
+from passes.statistics import Arrays, Progress
+
+TRIALS = 8
+"""Plans that are carried out and measured, at most."""
+FIRST, STRIDE = 0.05, 4.0
+"""Predicted loss of the first plan, and by what it is changed until the answer lies between two plans."""
+GRAPH_BYTES = 700
+CLOSE = 1.15
+"""Two predicted losses nearer than this factor are one: the search ends."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A calibrated network, and what judges it.
+
+    Attributes:
+        calibrated: Activations quantized.
+        importance: What errors cost, by node name.
+        choose: Samples on which plans are judged, not calibrated on.
+        task: Metric over these samples.
+        families: That may be used.
+        threads: Layers whose options are measured at the same time.
+    """
+
+    calibrated: Calibrated
+    importance: Mapping[str, Importance]
+    choose: Arrays
+    task: Task
+    families: tuple[str, ...] = NAMES
+    threads: int = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A plan that was carried out.
+
+    Attributes:
+        recipes: By node name.
+        predicted: Sum of the predicted losses of its layers.
+        quantized: The network.
+        outputs: Of the judged samples.
+        drop: In the metric's own unit.
+        bytes: Of the file, estimated from the codes.
+    """
+
+    recipes: Mapping[str, LayerOption]
+    predicted: float
+    quantized: Quantized
+    outputs: Outputs
+    drop: float
+    bytes: int
+
+
+@dataclass(eq=False)
+class Search:
+    """Options of every layer, and the plans that were tried.
+
+    Args:
+        subject: What is searched.
+        progress: Told ("options" or "try", done, total).
+    """
+
+    subject: Subject
+    progress: Progress | None = None
+    names: list[str] = field(default_factory=list)
+    table: list[list[LayerOption]] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
+
+    def prepare(self) -> None:
+        """Measure every option of every layer."""
+        calibrated = self.subject.calibrated
+        self.names = list(calibrated.aims)
+        moments = collect_moments(calibrated.source, calibrated.samples, self.names)
+        known, nodes = layers(calibrated.source), {str(node.name): node for node in calibrated.source.graph}
+        done = 0
+
+        def measured(name: str) -> list[LayerOption]:
+            nonlocal done
+            found = self._options(nodes[name], known[name], moments[name])
+            done += 1
+            if self.progress:
+                self.progress("options", done, len(self.names))
+            return found
+
+        with ThreadPoolExecutor(self.subject.threads) as pool:
+            self.table = list(pool.map(measured, self.names))
+
+    def _options(self, node: ir.Node, layer: Layer, moments: Moments) -> list[LayerOption]:
+        weights = edit.constant(edit.operand(node, 1))
+        assert weights is not None
+        importance = self.subject.importance.get(str(node.name)) or Importance.even(layer.channels)
+        return options(problem_of(layer, weights, moments, importance), self.subject.families)
+
+    def within_drop(self, max_drop: float) -> Trial | None:
+        """The smallest plan that drops the metric by no more than `max_drop`; None where not even the best does."""
+        best: Trial | None = None
+        low, high = 0.0, math.inf
+        loss = FIRST
+        least = sum(min(each.loss for each in row) for row in self.table)
+        for _ in range(TRIALS):
+            trial = self.attempt(self._smallest(loss))
+            if self._keeps(trial, max_drop):
+                best = trial if best is None or trial.bytes <= best.bytes else best
+                low = loss
+            else:
+                high = loss
+            if low and high / low < CLOSE or high <= least:
+                break
+            loss = loss * STRIDE if math.isinf(high) else high / STRIDE if not low else math.sqrt(low * high)
+            loss = max(loss, least)
+        return best
+
+    def _keeps(self, trial: Trial, max_drop: float) -> bool:
+        return trial.drop <= max_drop
+
+    def within_size(self, max_bytes: int) -> tuple[Trial, bool]:
+        """The plan of least predicted loss whose file keeps to `max_bytes`, and whether it does."""
+        aim = max_bytes
+        best: Trial | None = None
+        for _ in range(TRIALS):
+            found = choose(self._table(), max_bytes=max(aim, 0))
+            trial = self.attempt(found.plan)
+            if trial.bytes <= max_bytes:
+                best = trial if best is None or trial.predicted < best.predicted else best
+                if trial.bytes > 0.99 * max_bytes:
+                    break
+            elif not found.is_feasible:
+                return (best or trial), best is not None
+            aim += max_bytes - trial.bytes
+        return (best, True) if best is not None else (self.trials[-1], False)
+
+    def front(self, points: int) -> list[Trial]:
+        """Plans along the predicted front, carried out, from the smallest."""
+        plans = pareto(self._table(), points=points)
+        return [self.attempt(plan) for plan in plans]
+
+    def attempt(self, plan: Plan) -> Trial:
+        """Carry a plan out and judge it."""
+        chosen = {name: row[index] for name, row, index in zip(self.names, self.table, plan.indices, strict=True)}
+        return self.carry_out(chosen, plan.loss)
+
+    def carry_out(self, chosen: Mapping[str, LayerOption], predicted: float) -> Trial:
+        """Quantize by these options and judge the answers."""
+        recipes: dict[str, Recipe] = {name: option.recipe for name, option in chosen.items()}
+        if self.progress:
+            self.progress("try", len(self.trials) + 1, TRIALS)
+        quantized = self.subject.calibrated.quantized(recipes, self.subject.importance)
+        outputs = in_onnxruntime(quantized.model, self.subject.choose)
+        drop = self.subject.task.drop(outputs)
+        trial = Trial(chosen, predicted, quantized, outputs, drop, estimated_bytes(quantized))
+        self.trials.append(trial)
+        return trial
+
+    def _table(self) -> list[list[Option]]:
+        return [
+            [Option(each.recipe.name, each.loss, math.ceil(each.bits / 8), 0) for each in row] for row in self.table
+        ]
+
+    def _smallest(self, loss: float) -> Plan:
+        return choose(self._table(), max_loss=loss).plan
+
+
+def estimated_bytes(quantized: Quantized) -> int:
+    """About how large the container becomes: entropy of codes and biases, scales, and a graph."""
+    bits = 0.0
+    for node in quantized.model.graph:
+        if (found := _codes(node)) is not None:
+            weights, biases = found
+            bits += entropy_bits(weights) + entropy_bits(biases) + SCALE_BITS * len(biases)
+    return math.ceil(bits / 8) + GRAPH_BYTES
+
+
+def _codes(node: ir.Node) -> tuple[NDArray[np.integer], NDArray[np.integer]] | None:
+    """Integer weights and biases of a quantized layer."""
+    if node.op_type not in WEIGHTED or len(node.inputs) < 3:
+        return None
+    producers = [value.producer() if value is not None else None for value in node.inputs[1:3]]
+    found = [None if producer is None else edit.constant(producer.inputs[0]) for producer in producers]
+    if found[0] is None or found[1] is None:
+        return None
+    return found[0].astype(np.int64), found[1].astype(np.int64)
