@@ -1,4 +1,4 @@
-"""Splits a Conv or Gemm into two or three smaller ones whose product approximates its weights."""
+"""Splits a Conv, Gemm or MatMul into two or three smaller ones whose product approximates its weights."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from passes.base import Notes, Rewrite
 from passes.graph import (
+    Array,
     constant,
     graph_of,
     integer,
@@ -63,14 +64,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Window:
-    """The sizes of a Conv or Gemm.
+    """The sizes of a Conv, Gemm or MatMul.
 
     Attributes:
-        groups: Of the Conv; 1 for a Gemm.
+        groups: Of the Conv; otherwise 1.
         rows: Output channels of a group.
         channels: Input channels of a group.
-        kernel: () for a Gemm.
-        before: Spatial size of the input, () for a Gemm.
+        kernel: Of the Conv; otherwise ().
+        before: Spatial size of the input; () for a Gemm, the axes between the first and the last for a MatMul.
         after: Spatial size of the output.
     """
 
@@ -111,8 +112,8 @@ class Option:
 
 def window_of(node: ir.Node) -> Window | str:
     """The sizes of `node`, or why it cannot be split."""
-    if not is_op(node, "Conv", "Gemm"):
-        return "it is no Conv or Gemm"
+    if not is_op(node, "Conv", "Gemm", "MatMul"):
+        return "it is no Conv, Gemm or MatMul"
     if is_op(node, "Gemm") and not is_canonical_gemm(node):
         return "it has transposed or scaled operands"
     weights = weights_of(node)
@@ -120,6 +121,8 @@ def window_of(node: ir.Node) -> Window | str:
         return "its weights are not constant floats"
     if (bias := operand(node, 2)) is not None and constant(bias) is None:
         return "its bias is not constant"
+    if is_op(node, "MatMul"):
+        return _matmul_window(node, weights.values)
     rows, channels, *kernel = weights.values.shape
     if is_op(node, "Gemm"):
         return Window(1, rows, channels)
@@ -128,6 +131,15 @@ def window_of(node: ir.Node) -> Window | str:
         return "its input and output have no static shape"
     groups = integer(node, "group", 1)
     return Window(groups, rows // groups, channels, tuple(kernel), before[2:], after[2:])
+
+
+def _matmul_window(node: ir.Node, weights: Array) -> Window | str:
+    shape = shape_of(node.outputs[0])
+    if weights.ndim != 2:
+        return "its weights are not a matrix"
+    if shape is None or len(shape) < 2:
+        return "its output has no static shape"
+    return Window(1, weights.shape[1], weights.shape[0], (), shape[1:-1], shape[1:-1])
 
 
 def why_not(window: Window, method: Method) -> str | None:
@@ -333,7 +345,7 @@ class LowRank(Rewrite):
         plan: Method and rank by node name.
         problems: Weights and H by node name; a node without is skipped.
         means: What each tap reads on average, float64 [groups, taps] by node name. Where given, the bias takes up the
-            mean of the error: b' = b + (W - W') E[x].
+            mean of the error: b' = b + (W - W') E[x]. A MatMul has no bias, and leaves it.
         sweeps: As for `factors`.
     """
 
@@ -399,19 +411,22 @@ def _nodes(
         name = f"{node.name}_{suffix}"
         array = np.concatenate([group.tensors[index] for group in found])
         array = array.reshape(part.groups * part.rows, part.channels, *part.kernel).astype(np.float32)
-        inputs: list[ir.Value | None] = [value, new_initializer(graph_of(node), f"{name}_weights", array)]
-        if bias is not None and index == len(parts) - 1:
+        stored = array.T if is_op(node, "MatMul") else array
+        inputs: list[ir.Value | None] = [value, new_initializer(graph_of(node), f"{name}_weights", stored)]
+        if bias is not None and index == len(parts) - 1 and not is_op(node, "MatMul"):
             inputs.append(new_initializer(graph_of(node), f"{name}_bias", bias.astype(np.float32)))
-        made = _conv(node, part, index, choice, inputs, name) if window.kernel else _gemm(node, part, inputs, name)
+        made = _conv(node, part, index, choice, inputs, name) if window.kernel else _product(node, part, inputs, name)
         made.metadata_props.update({**node.metadata_props, METADATA: f"{choice} of {node.name}"})
         result.append(made)
         value = made.outputs[0]
     return result
 
 
-def _gemm(node: ir.Node, part: Window, inputs: list[ir.Value | None], name: str) -> ir.Node:
-    shape = shape_of(node.outputs[0])
-    return make("Gemm", inputs, name, None if shape is None else (shape[0], part.rows), transB=1)
+def _product(node: ir.Node, part: Window, inputs: list[ir.Value | None], name: str) -> ir.Node:
+    """A Gemm or MatMul as `node` is."""
+    before = shape_of(node.outputs[0])
+    shape = None if before is None else (*before[:-1], part.rows)
+    return make("Gemm", inputs, name, shape, transB=1) if is_op(node, "Gemm") else make("MatMul", inputs, name, shape)
 
 
 def _conv(

@@ -11,6 +11,7 @@ import pytest
 
 from passes.gram import collect_moments
 from passes.graph import constant, operand
+from passes.layer import layers
 from passes.low_rank import METADATA, Choice, LowRank, Method, Option, Window, factors, options, product, window_of
 from passes.recipes import Problem
 from passes.statistics import run as run_all
@@ -35,23 +36,23 @@ def gemm() -> ir.Model:
     return canonical([node("Gemm", ["x", "w", "b"], ["c"], transB=1)], {"x": [1, 40]}, ["c"], weights)
 
 
+def matmul() -> ir.Model:
+    """Tokens, and a bias of their own."""
+    nodes = [node("MatMul", ["x", "w"], ["c"]), node("Add", ["c", "b"], ["y"])]
+    weights = {"w": normal(40, ROWS, seed=1), "b": normal(ROWS, seed=2)}
+    return canonical(nodes, {"x": [1, 7, 40]}, ["y"], weights)
+
+
 def problem(loaded: ir.Model, name: str = "c") -> Problem:
     """Exact: importance 1, and H of smooth random inputs."""
     sizes = [int(str(d)) for d in loaded.graph.inputs[0].shape or ()]
     samples = np.cumsum(normal(40, *sizes[1:], seed=5), axis=1)
     moments = collect_moments(loaded, {"x": samples.astype(np.float32)}, [name])[name]
-    target = next(n for n in loaded.graph if n.name == name)
-    window = window_of(target)
-    assert isinstance(window, Window)
-    weights = constant(operand(target, 1))
+    layer = layers(loaded)[name]
+    weights = constant(operand(next(n for n in loaded.graph if n.name == name), 1))
     assert weights is not None
-    shape = (window.groups, window.rows, -1)
-    return Problem(
-        weights.astype(np.float64).reshape(shape),
-        moments.hessian(0.01),
-        np.ones((window.groups, window.rows)),
-        window.kernel,
-    )
+    even = np.ones((layer.groups, layer.rows))
+    return Problem(layer.matrix(weights), moments.hessian(0.01), even, layer.kernel)
 
 
 def split(loaded: ir.Model, choice: Choice, **keywords: object) -> tuple[ir.Model, LowRank]:
@@ -99,26 +100,30 @@ def test_depthwise_kernels_split_into_columns_and_rows() -> None:
     assert [n.attributes["group"].as_int() for n in result.graph if n.op_type == "Conv"] == [CHANNELS, CHANNELS]
 
 
-def test_a_gemm_and_one_dimension_split_too() -> None:
-    assert_same(gemm(), split(gemm(), Choice(Method.SVD, (24,)))[0])
+def test_a_gemm_a_matmul_and_one_dimension_split_too() -> None:
+    for loaded in (gemm(), matmul()):
+        assert_same(loaded, split(loaded, Choice(Method.SVD, (24,)))[0])
     line = conv((5,), strides=[2], pads=[2, 2], dilations=[2])
     assert_same(line, split(line, Choice(Method.SVD, (24,)))[0])
     assert_same(line, split(line, Choice(Method.TUCKER, (16, 24)))[0])
 
 
 def counted(loaded: ir.Model) -> tuple[int, int]:
-    """Weights and multiplications of all Convs and Gemms, from the graph alone."""
+    """Weights and multiplications of all layers, from the graph alone."""
     weights = macs = 0
     for each in loaded.graph:
-        if each.op_type in ("Conv", "Gemm"):
+        if each.op_type in ("Conv", "Gemm", "MatMul"):
             size = int(operand(each, 1).const_value.size)  # type: ignore[union-attr]
-            places = math.prod(int(str(d)) for d in (each.outputs[0].shape or ())[2:])
+            sizes = [int(str(d)) for d in each.outputs[0].shape or ()]
+            places = math.prod(sizes[1:-1] if each.op_type == "MatMul" else sizes[2:])
             weights, macs = weights + size, macs + size * places
     return weights, macs
 
 
 @pytest.mark.parametrize(
-    "loaded", [conv(**STRIDED), conv(group=2, **STRIDED), conv((5,)), gemm()], ids=["conv", "grouped", "line", "gemm"]
+    "loaded",
+    [conv(**STRIDED), conv(group=2, **STRIDED), conv((5,)), gemm(), matmul()],
+    ids=["conv", "grouped", "line", "gemm", "matmul"],
 )
 def test_every_option_costs_what_its_graph_has_and_keeps_its_loss(loaded: ir.Model) -> None:
     window, about = window_of(loaded.graph[0]), problem(loaded)
@@ -253,7 +258,7 @@ def test_nodes_without_constant_weights_or_statistics_are_skipped_with_the_reaso
     loaded = canonical(nodes, {"x": [1, 2, 5, 5], "x2": [4, 2, 3, 3]}, ["r"])
     step = LowRank({"c": Choice(Method.SVD, (2,)), "r": Choice(Method.SVD, (2,))}, {})
     step(loaded)
-    assert step.report.skipped == {"c": "its weights are not constant floats", "r": "it is no Conv or Gemm"}
+    assert step.report.skipped == {"c": "its weights are not constant floats", "r": "it is no Conv, Gemm or MatMul"}
     other = conv()
     step = LowRank({"c": Choice(Method.SVD, (2,))}, {})
     step(other)
