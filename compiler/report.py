@@ -226,15 +226,15 @@ def from_dict(document: Mapping[str, Any]) -> CompileReport:
         "passes": PassRow,
     }
     for name, row in rows.items():
-        fields[name] = tuple(row(**_tuples(values)) for values in fields[name])
+        fields[name] = tuple(row(**tuples(values)) for values in fields[name])
     fields["accuracy"] = tuple(replace(a, value=math.nan) if a.value is None else a for a in fields["accuracy"])
     fields["model"] = ModelFacts(**fields["model"])
     fields["target"] = TargetFacts(**fields["target"])
-    fields["verify"] = VerifyFacts(**_tuples(fields["verify"])) if fields["verify"] else None
+    fields["verify"] = VerifyFacts(**tuples(fields["verify"])) if fields["verify"] else None
     return CompileReport(**{**fields, "warnings": tuple(fields["warnings"])})
 
 
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     """JSON has lists only."""
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
@@ -276,11 +276,11 @@ def _layer_table(report: CompileReport) -> Table:
     for heading in ("MACs", "cycles", "use", "weights", "memory", "SQNR"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in report.layers:
-        table.add_row(*(_plain(cell) for cell in _cells(row)))
+        table.add_row(*(plain(cell) for cell in _cells(row)))
     return table
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Names of tensors may look like markup."""
     return text.replace("[", r"\[")
 
@@ -302,7 +302,7 @@ def _cells(row: LayerRow) -> tuple[str, ...]:
 def _summary(report: CompileReport) -> Table:
     table = Table.grid(padding=(0, 2))
     for label, value in summary(report):
-        table.add_row(label, _plain(value))
+        table.add_row(label, plain(value))
     return table
 
 
