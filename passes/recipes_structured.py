@@ -16,6 +16,8 @@ from passes.solvers.circulant import Blocks
 from passes.solvers.tied import Rows
 from passes.storage_structured import CirculantBlocks, SharedFilters
 
+PARAMETERS_MAX = 4096
+"""Of a block row: its normal equations have the square of that."""
 ROUNDS = 3
 """How often the scale of each row and what the rows share are fitted to each other."""
 
@@ -49,11 +51,19 @@ class Circulant:
     def codes(self, problem: Problem, scale: NDArray[np.float64]) -> Coded:
         return _circulant_codes(problem, self._blocks(problem), scale, self.limit)
 
+    def outlook(self, problem: Problem) -> float:
+        """The loss of the plain projection: no more work than the loss itself, and never below what the fit loses.
+
+        Raises:
+            RecipeError: As `scales`.
+        """
+        return _projection_loss(problem, self._blocks(problem))
+
     def _blocks(self, problem: Problem) -> Blocks:
         rows, channels, positions = _sizes(problem)
         if min(rows, channels) < 2 or self.block > max(rows, channels):
             raise RecipeError(f"a matrix of {rows} x {channels} has no circulant blocks of {self.block}")
-        return Blocks(rows, channels, positions, self.block)
+        return _affordable(Blocks(rows, channels, positions, self.block))
 
 
 @dataclass(frozen=True)
@@ -82,11 +92,15 @@ class Toeplitz:
     def codes(self, problem: Problem, scale: NDArray[np.float64]) -> Coded:
         return _circulant_codes(problem, self._blocks(problem), scale, self.limit)
 
+    def outlook(self, problem: Problem) -> float:
+        """As `Circulant.outlook`."""
+        return _projection_loss(problem, self._blocks(problem))
+
     def _blocks(self, problem: Problem) -> Blocks:
         rows, channels, positions = _sizes(problem)
         if min(rows, channels) < 2:
             raise RecipeError(f"a matrix of {rows} x {channels} has no diagonals to share")
-        return circulant.toeplitz(rows, channels, positions)
+        return _affordable(circulant.toeplitz(rows, channels, positions))
 
 
 @dataclass(frozen=True)
@@ -184,6 +198,16 @@ def _scales_of(rows: Rows, limit: int, rounds: int) -> NDArray[np.float64]:
     parameters, factors = rows.fitted(rounds)
     largest = float(np.abs(parameters).max(initial=0.0))
     return factors * (largest if largest > 0 else 1.0) / limit
+
+
+def _affordable(blocks: Blocks) -> Blocks:
+    if blocks.row_parameters > PARAMETERS_MAX:
+        raise RecipeError(f"its block rows have {blocks.row_parameters} parameters, more than {PARAMETERS_MAX}")
+    return blocks
+
+
+def _projection_loss(problem: Problem, blocks: Blocks) -> float:
+    return problem.loss(np.stack([blocks.expand(circulant.projected(each, blocks)) for each in problem.weights]))
 
 
 def _circulant_scales(problem: Problem, blocks: Blocks, limit: int, rounds: int) -> NDArray[np.float64]:

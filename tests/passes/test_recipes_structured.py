@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from passes.recipes import Problem, Recipe, RecipeError
 from passes.recipes_structured import Circulant, Shared, Toeplitz, recognised
 from passes.recipes_uniform import Uniform
-from passes.solvers.circulant import Blocks, toeplitz
+from passes.solvers.circulant import Blocks, fitted, toeplitz
 from passes.solvers.symmetry import oriented
 from passes.storage_structured import CirculantBlocks, SharedFilters
 
@@ -153,6 +153,25 @@ def test_tied_rows_wish_for_one_scale_and_lose_little_on_a_coarse_grid() -> None
     (free, free_coarse), (one, one_coarse) = losses
     assert free < one
     assert one_coarse - one < free_coarse - free
+
+
+@settings(max_examples=20)
+@given(rows=st.integers(2, 9), channels=st.integers(2, 6), seed=st.integers(0, 99))
+def test_the_outlook_is_never_better_than_the_fit(rows: int, channels: int, seed: int) -> None:
+    about = random(1, rows, channels, (2,), seed)
+    for recipe, blocks in (
+        (Circulant(2), Blocks(rows, channels, 2, 2)),
+        (Toeplitz(), toeplitz(rows, channels, 2)),
+    ):
+        parameters, _ = fitted(about.weights[0], about.hessian[0], about.importance[0], blocks)
+        energy = about.loss(0 * about.weights)
+        assert recipe.outlook(about) >= about.loss(blocks.expand(parameters)[None]) - 1e-9 * energy
+
+
+def test_a_layer_too_large_to_solve_for_is_refused_with_the_reason() -> None:
+    wide = Problem(np.ones((1, 2, 5000)), np.ones((1, 1, 1)), np.ones((1, 2)))
+    with pytest.raises(RecipeError, match="its block rows have 5000 parameters, more than 4096"):
+        Circulant(2).scales(wide)
 
 
 def test_a_row_of_zeros_among_others_does_no_harm() -> None:
