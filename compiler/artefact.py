@@ -21,6 +21,8 @@ MANIFEST = "manifest.json"
 
 MODEL = "model.onnx"
 """The whole network with Q/DQ pairs."""
+PACKED = "model.edgec"
+"""The same file, entropy coded."""
 FLOAT = "float.onnx"
 """The whole network before quantization, in canonical form; what eval compares with."""
 HEAD = "head.onnx"

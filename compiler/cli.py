@@ -21,12 +21,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from compiler.version import VERSION
 
 if TYPE_CHECKING:  # numpy, onnx and onnxruntime take a second to load: `edgec --help` does without
+    from compiler.compression import CompressOptions
     from compiler.pipeline import CompileOptions
 
 P = ParamSpec("P")
 ProgressCallback = Callable[[str, int, int], None]
 
-OK, DIFFERS, USAGE, MODEL, PASS, TARGET, TOOL, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 70, 130
+OK, DIFFERS, USAGE, MODEL, PASS, TARGET, TOOL, MISSED, INTERNAL, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 7, 70, 130
 
 EXIT_CODES = {
     "CycleError": DIFFERS,
@@ -48,12 +49,16 @@ EXIT_CODES = {
     "DoesNotFitError": TARGET,
     "ToolNotFound": TOOL,
     "SimError": TOOL,
+    "CompressError": INTERNAL,
 }
 """Name of an error class to exit code; a class without a line here counts as its nearest base class."""
 
 EXIT_HELP = """\b
 Exit codes: 0 done (and verified), 1 hardware and reference differ, 2 wrong usage or folder, 3 model or samples,
 4 a pass, 5 the target cannot run it, 6 a tool is missing or failed, 70 a fault of edgec, 130 interrupted."""
+
+
+COMPRESS_EXIT_HELP = EXIT_HELP.replace("70 a fault", "7 a budget is missed (the nearest result is written), 70 a fault")
 
 
 class Edgec(click.Group):
@@ -152,6 +157,34 @@ def _fraction(text: str) -> float:
     return float(numerator) / float(denominator) if slash else float(numerator)
 
 
+class Bits(click.ParamType):
+    """Of weights: 2 to 8, or 16."""
+
+    name = "BITS"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if str(value) not in {"2", "3", "4", "5", "6", "7", "8", "16"}:
+            self.fail(f"weights have 2 to 8 or 16 bits, not {value!r}", param, ctx)
+        return int(str(value))
+
+
+class Size(click.ParamType):
+    """`65536`, `64K` or `1M`, in bytes."""
+
+    name = "BYTES"
+    _SUFFIX = {"K": 1 << 10, "M": 1 << 20}
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = str(value).removesuffix("B").removesuffix("i")
+        factor = self._SUFFIX.get(text[-1:].upper(), 1)
+        digits = text[:-1] if factor > 1 else text
+        if not digits.isdecimal():
+            self.fail(f"{value!r} must be a size in bytes, for example 64K", param, ctx)
+        return int(digits) * factor
+
+
 class Memory(click.ParamType):
     """`1M` (or `1MiB`), or `activations=1M,weights=512K,instructions=256`."""
 
@@ -187,6 +220,16 @@ def _common(command: Callable[P, int | None]) -> Callable[P, int | None]:
     return wrapped  # type: ignore[return-value]
 
 
+_input_shape_option = click.option(
+    "--input-shape",
+    "--shape",
+    "input_shape",
+    type=InputShape(),
+    multiple=True,
+    help="Shape of a dynamic input; may be repeated.",
+)
+
+
 def _model_options(command: Callable[P, int | None]) -> Callable[P, int | None]:
     """What `compile` and `check` share."""
     options = [
@@ -199,15 +242,43 @@ def _model_options(command: Callable[P, int | None]) -> Callable[P, int | None]:
             help="Activation memory in bytes, or NAME=SIZE,... with NAME one of activations, weights (bytes), "
             "parameters, blocks, taps, tables, instructions (words).",
         ),
-        click.option(
-            "--input-shape",
-            "--shape",
-            "input_shape",
-            type=InputShape(),
-            multiple=True,
-            help="Shape of a dynamic input; may be repeated.",
-        ),
+        _input_shape_option,
         click.option("--dense", is_flag=True, help="Keep zero weights: no block skipping, no dead-channel removal."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _sample_options(command: Callable[P, int | None]) -> Callable[P, int | None]:
+    """Samples and their preprocessing."""
+    options = [
+        click.option(
+            "--calib",
+            type=click.Path(path_type=Path),
+            help="Calibration samples: .npz or .npy, of the input's name or `x`; or a folder of images.",
+        ),
+        click.option(
+            "--input-scale",
+            type=Numbers(),
+            default=(),
+            help="x = (sample - mean) * scale: one number or one for each channel.",
+        ),
+        click.option("--input-mean", type=Numbers(), default=(), help="See --input-scale."),
+        click.option(
+            "--image-order",
+            type=click.Choice(["rgb", "bgr"]),
+            default="rgb",
+            show_default=True,
+            help="Channels of images.",
+        ),
+        click.option(
+            "--image-fit",
+            type=click.Choice(["crop", "stretch"]),
+            default="crop",
+            show_default=True,
+            help="How images get the input's size: scaled to cover it and cropped to the middle, or stretched.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -252,25 +323,7 @@ def cli() -> None:
 @_model_argument
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Artefact folder.")
 @_model_options
-@click.option(
-    "--calib",
-    type=click.Path(path_type=Path),
-    help="Calibration samples: .npz or .npy, of the input's name or `x`; or a folder of images.",
-)
-@click.option(
-    "--input-scale", type=Numbers(), default=(), help="x = (sample - mean) * scale: one number or one for each channel."
-)
-@click.option("--input-mean", type=Numbers(), default=(), help="See --input-scale.")
-@click.option(
-    "--image-order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True, help="Channels of images."
-)
-@click.option(
-    "--image-fit",
-    type=click.Choice(["crop", "stretch"]),
-    default="crop",
-    show_default=True,
-    help="How images get the input's size: scaled to cover it and cropped to the middle, or stretched.",
-)
+@_sample_options
 @click.option("--no-verify", is_flag=True, help="Do not simulate the result.")
 @_json_option
 @_common
@@ -306,6 +359,50 @@ def compile_command(
     if not as_json:
         _print(f"wrote {output}")
     return OK if result.verify is None or result.verify.passed else DIFFERS
+
+
+@cli.command(epilog=COMPRESS_EXIT_HELP)
+@_model_argument
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the result.")
+@_input_shape_option
+@_sample_options
+@click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Samples to choose by, not calibrated on.")
+@click.option("--max-drop", help="Most that the metric may lose: 1.0pt (points), 2% (of an error) or 0.01 (as it is).")
+@click.option("--max-size", type=Size(), help="Most bytes of model.edgec, for example 64K.")
+@click.option("--pareto", type=click.IntRange(min=0), default=0, help="Carry out and measure so many plans.")
+@click.option("--metric", help="What judges: top-1, agreement, auc, reconstruction, kl, relative-error, margin, rank.")
+@click.option("--weights", type=Bits(), default=8, show_default=True, help="2 to 8 or 16, where no budget decides.")
+@click.option("--activations", type=click.Choice(["4", "8", "16"]), default="8", show_default=True, help="Bits.")
+@click.option("--symmetric", is_flag=True, help="Every activation's zero point is 0.")
+@click.option("--power-of-two", is_flag=True, help="Every activation's scale is a power of two.")
+@click.option("--stochastic", is_flag=True, help="Round weights stochastically, by --seed.")
+@click.option("--only", multiple=True, help="Use this method family alone; may be repeated.")
+@click.option("--without", multiple=True, help="Leave this method family out; may be repeated.")
+@click.option("--no-guard", is_flag=True, help="Keep the plan even if it exceeds --max-drop.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of split, probes and rounding.")
+@click.option("--threads", type=click.IntRange(1, 64), default=2, show_default=True, help="The result is the same.")
+@_json_option
+@_common
+def compress(model: Path, output: Path, as_json: bool, **options: object) -> int:
+    """Make MODEL (.onnx) smaller without training: model.onnx (QDQ) and model.edgec (entropy coded).
+
+    \b
+    Examples:
+      edgec compress net.onnx --calib samples.npz -o out                      8-bit weights and activations
+      edgec compress net.onnx --calib samples.npz --max-drop 1.0pt -o out     as small as a point of accuracy allows
+      edgec compress net.onnx --calib samples.npz --max-size 32K -o out       as good as 32 KiB allow
+      edgec decompress out/model.edgec -o model.onnx
+    """
+    from compiler import compress as flow
+    from compiler import compress_report
+
+    settings = _compress_options(options)
+    with _progress() as progress:
+        result = flow.compress(model, output, settings, progress)
+    _print(compress_report.to_json(result).rstrip()) if as_json else compress_report.show(result, _console())
+    if not as_json:
+        _print(f"wrote {output}")
+    return MISSED if result.limits.missed else OK
 
 
 @cli.command(epilog=EXIT_HELP)
@@ -508,6 +605,35 @@ def targets(as_json: bool) -> int:
             _print(f"{name:<10} {target['what']}")
             _print(f"{'':<10} operators: {', '.join(target['operators'])}")
     return OK
+
+
+def _compress_options(options: dict[str, object]) -> CompressOptions:
+    from compiler.compression import Budget, CompressOptions, chosen_families
+    from compiler.images import Fit, ImageOptions, Order
+    from passes.scales import ActivationConfig
+
+    take = options.pop
+    activations = ActivationConfig(
+        bits=int(str(take("activations"))),
+        symmetric=bool(take("symmetric")),
+        power_of_two=bool(take("power_of_two")),
+    )
+    budget = Budget(take("max_drop"), take("max_size"), not take("no_guard"), take("pareto"))  # type: ignore[arg-type]
+    images = ImageOptions(Order(str(take("image_order"))), Fit(str(take("image_fit"))))
+    families = chosen_families(take("only"), take("without"))  # type: ignore[arg-type]
+    shapes = dict(take("input_shape"))  # type: ignore[call-overload]
+    return CompressOptions(
+        calibration=take("calib"),  # type: ignore[arg-type]
+        scale=take("input_scale"),  # type: ignore[arg-type]
+        mean=take("input_mean"),  # type: ignore[arg-type]
+        images=images,
+        input_shapes=shapes,
+        is_stochastic=bool(take("stochastic")),
+        activations=activations,
+        families=families,
+        budget=budget,
+        **options,  # type: ignore[arg-type]
+    )
 
 
 def _options(options: dict[str, object], **more: object) -> CompileOptions:

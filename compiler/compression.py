@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,11 +13,13 @@ from compiler.calibration import Samples
 from compiler.compress_report import amount
 from compiler.images import ImageOptions
 from compiler.metrics import Comparison, Metric, Split, Task, choose_metric, drop_limit, parse_drop, split
-from compiler.quality import in_onnxruntime
+from compiler.quality import first, in_onnxruntime
 from compiler.search import Search, Subject, Trial
+from compiler.targets import OptionError
 from passes import sensitivity
 from passes.base import PassReport
 from passes.compact import compact
+from passes.cones import CLAMPS
 from passes.emit_storage import emit
 from passes.families import NAMES, LayerOption
 from passes.problem import Importance
@@ -26,9 +28,11 @@ from passes.recipes import Recipe
 from passes.recipes_coded import Stochastic
 from passes.recipes_uniform import Uniform
 from passes.scales import ActivationConfig
-from passes.statistics import Progress
+from passes.statistics import Progress, quantized_points, sqnr
 from passes.weight_only import StoreWeights, WeightOnlyConfig
 
+MEASURED = 64
+"""Samples for the signal to noise ratios of the report."""
 SAMPLES, POSITIONS = 256, 256
 """For the reconstruction: many samples at few positions say more than few at many."""
 
@@ -118,6 +122,8 @@ class Compressed:
         metric: By which plans were judged.
         sizes: Of its parts.
         comparison: With the original, on the samples that judge.
+        sqnr: Signal to noise of each layer's output, in dB, by node name.
+        activation_bits: Of every quantized activation.
         recipes: Of every layer, by node name.
         is_met: Whether every budget is kept to.
         missed: Sentences about the budgets that are not.
@@ -133,6 +139,8 @@ class Compressed:
     metric: Metric
     sizes: container.Sizes
     comparison: Comparison
+    sqnr: Mapping[str, float]
+    activation_bits: int
     recipes: Mapping[str, Recipe]
     missed: tuple[str, ...]
     trials: tuple[Trial, ...]
@@ -143,6 +151,25 @@ class Compressed:
     @property
     def is_met(self) -> bool:
         return not self.missed
+
+
+def chosen_families(only: Sequence[str], without: Sequence[str]) -> tuple[str, ...]:
+    """The families that --only and --without leave.
+
+    Raises:
+        OptionError: A name is unknown, or nothing is left.
+    """
+    for name in (*only, *without):
+        if name not in NAMES:
+            error = OptionError(f"there is no method family {name!r}")
+            error.add_note(f"remedy: one of {', '.join(NAMES)}")
+            raise error
+    left = tuple(name for name in NAMES if (not only or name in only) and name not in without)
+    if not left:
+        error = OptionError("no method family is left")
+        error.add_note("remedy: name fewer with --without")
+        raise error
+    return left
 
 
 def read_parts(model: ir.Model, options: CompressOptions, progress: Progress) -> Parts:
@@ -199,6 +226,8 @@ def compress_network(
         task.metric,
         container.sizes(packed),
         task.compare(trial.outputs),
+        _sqnr(model, quantized, parts, progress),
+        options.activations.bits,
         {name: option.recipe for name, option in trial.recipes.items()},
         missed,
         tuple(search.trials),
@@ -284,3 +313,26 @@ def onnx_file(quantized: Quantized) -> tuple[bytes, tuple[PassReport, ...]]:
     compact(model)
     data = stored.serialized(model)
     return data, (PassReport("store-codes", emitted, reasons), weights.report)
+
+
+def _sqnr(model: ir.Model, quantized: Quantized, parts: Parts, progress: Progress) -> dict[str, float]:
+    """Signal to noise of every integer point, by the node that computes it."""
+    if not quantized_points(quantized.model):
+        return {}
+    by_point = sqnr(model, quantized.model, first(parts.choose.arrays, MEASURED), progress=progress)
+    found: dict[str, float] = {}
+    for node in quantized.model.graph:
+        point = node.metadata_props.get("edgec.point")
+        if point in by_point:
+            found[_maker(node)] = by_point[str(point)]
+    return found
+
+
+def _maker(quantize: ir.Node) -> str:
+    """Name of the node whose result this QuantizeLinear takes, clamps aside."""
+    value = quantize.inputs[0]
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in CLAMPS:
+        value = node.inputs[0]
+        node = value.producer() if value is not None else None
+    return "" if node is None else str(node.name)

@@ -191,15 +191,20 @@ class Search:
 
 def estimated_bytes(quantized: Quantized) -> int:
     """About how large the container becomes: entropy of codes and biases, scales, and a graph."""
-    bits = 0.0
-    for node in quantized.model.graph:
-        if (found := _codes(node)) is not None:
-            weights, biases = found
-            bits += entropy_bits(weights) + entropy_bits(biases) + SCALE_BITS * len(biases)
+    bits = sum(layer_bits(node) for node in quantized.model.graph)
     return math.ceil(bits / 8) + GRAPH_BYTES
 
 
-def _codes(node: ir.Node) -> tuple[NDArray[np.integer], NDArray[np.integer]] | None:
+def layer_bits(node: ir.Node) -> float:
+    """Entropy of the integers of one quantized layer and its scales; 0 for other nodes."""
+    found = coded_layer(node)
+    if found is None:
+        return 0.0
+    weights, biases = found
+    return entropy_bits(weights) + entropy_bits(biases) + SCALE_BITS * len(biases)
+
+
+def coded_layer(node: ir.Node) -> tuple[NDArray[np.integer], NDArray[np.integer]] | None:
     """Integer weights and biases of a quantized layer."""
     if node.op_type not in WEIGHTED or len(node.inputs) < 3:
         return None

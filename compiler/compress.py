@@ -1,0 +1,284 @@
+"""`edgec compress`: import -> split the samples -> compress -> write and check the files -> report. Read this first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+
+from compiler import artefact, compress_html, compress_report, container, doctor
+from compiler.artefact import Manifest, Preprocessing
+from compiler.compress_report import (
+    NO_COSTS,
+    CompressReport,
+    Costs,
+    FileParts,
+    FrontPoint,
+    LayerFigures,
+    Limits,
+    PassOutcome,
+    Probe,
+)
+from compiler.compression import Compressed, CompressOptions, Parts, compress_network, read_parts
+from compiler.importer import Imported, import_model
+from compiler.quality import first
+from compiler.quantizable import quantizable
+from compiler.report import ModelFacts
+from compiler.search import coded_layer, layer_bits
+from compiler.version import VERSION
+from passes import graph as edit
+from passes.base import PassReport, run
+from passes.layer import Layer, layers
+from passes.remove_dead_channels import RemoveDeadChannels
+from passes.statistics import Progress
+from passes.statistics import run as run_model
+
+FLOAT_BYTES = 4
+
+
+class CompressError(RuntimeError):
+    """The compressed file does not compute what the network in memory does: a fault of edgec, or of onnxruntime."""
+
+
+def compress(path: Path, destination: Path, options: CompressOptions, progress: Progress) -> CompressReport:
+    """Compress an ONNX file into an artefact folder, which appears only when it is complete.
+
+    Raises:
+        ValueError, RuntimeError: One of the classes in compiler.cli.EXIT_CODES, with its remedy as a note.
+    """
+    artefact.check_destination(destination)
+    progress("import", 0, 0)
+    imported = import_model(path, options.input_shapes)
+    source = imported.model.clone()
+    reports = run([RemoveDeadChannels()], imported.model)
+    nodes, reasons = quantizable(imported.model)
+    parts = read_parts(imported.model, options, progress)
+    made = compress_network(imported.model, nodes, parts, options, progress)
+    with artefact.writing(destination) as folder:
+        progress("write", 0, 0)
+        _write(folder, imported, made, parts)
+        told = _report(imported, source, made, parts, options, (*imported.reports, *reports, *made.reports), reasons)
+        (folder / artefact.REPORT_JSON).write_text(compress_report.to_json(told), encoding="utf-8")
+        (folder / artefact.REPORT_HTML).write_text(compress_html.to_html(told), encoding="utf-8")
+        artefact.seal(folder, _manifest(imported, parts, options, told))
+    return told
+
+
+def _write(folder: Path, imported: Imported, made: Compressed, parts: Parts) -> None:
+    """model.onnx and model.edgec, after both were read back and compared with the network in memory."""
+    decoded = container.unpack(made.packed)
+    if decoded != made.onnx:
+        raise CompressError("model.edgec does not unpack to model.onnx")
+    _check_file(decoded, made.quantized.model, parts)
+    (folder / artefact.MODEL).write_bytes(made.onnx)
+    (folder / artefact.PACKED).write_bytes(made.packed)
+
+
+def _check_file(data: bytes, model: ir.Model, parts: Parts) -> None:
+    """The file is valid, loads in onnxruntime at BASIC and ALL, and answers as the network in memory does."""
+    onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
+    few = first(parts.choose.arrays, 2)
+    names = [str(value.name) for value in model.graph.outputs]
+    wanted = list(run_model(model, few, names))
+    for row, got in zip(wanted, run_model(ir.serde.deserialize_model(onnx.load_from_string(data)), few, names)):
+        for name in names:
+            if not np.array_equal(row[name], got[name], equal_nan=True):
+                raise CompressError(f"output '{name}' of the written file differs from the network in memory")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+
+
+# The report
+
+
+def _report(
+    imported: Imported,
+    source: ir.Model,
+    made: Compressed,
+    parts: Parts,
+    options: CompressOptions,
+    reports: tuple[PassReport, ...],
+    reasons: Mapping[str, str],
+) -> CompressReport:
+    figures = _layer_figures(source, made, reasons)
+    before = sum((layer.before for layer in figures), NO_COSTS)
+    after = sum((layer.after for layer in figures), NO_COSTS)
+    facts = imported.source
+    budget = options.budget
+    return CompressReport(
+        edgec=VERSION,
+        model=ModelFacts(
+            name=facts.path.stem,
+            sha256=facts.sha256,
+            producer=facts.producer,
+            opset=facts.opset,
+            inputs=facts.inputs,
+            outputs=facts.outputs,
+            float_bytes=facts.float_bytes,
+            quantized_bytes=len(made.onnx),
+        ),
+        calibration={
+            "source": options.calibration.name if options.calibration else "synthetic",
+            "samples": parts.calibrate.count,
+            "input_scale": list(options.scale),
+            "input_mean": list(options.mean),
+        },
+        samples=parts.sentence,
+        limits=Limits(budget.max_drop or "", budget.max_bytes, None, made.missed),
+        layers=figures,
+        before=replace(before, bytes=facts.float_bytes),
+        cleaned=_cleaned(imported.model),
+        after=replace(after, bytes=len(made.packed)),
+        parts=FileParts(**asdict(made.sizes)),
+        onnx_bytes=len(made.onnx),
+        quality=made.comparison,
+        quality_why=made.metric.why,
+        front=_front(made, after.macs),
+        probes=tuple(Probe(trial.predicted, max(trial.drop, 0.0)) for trial in made.trials if trial.predicted > 0),
+        passes=tuple(_outcome(report) for report in reports),
+        warnings=parts.warnings,
+        tools=doctor.tool_versions(),
+    )
+
+
+def _outcome(report: PassReport) -> PassOutcome:
+    return PassOutcome(
+        report.name,
+        "kept" if report.changed else "no change",
+        len(report.changed),
+        skipped=dict(report.skipped),
+        metrics=dict(report.metrics),
+    )
+
+
+def _front(made: Compressed, macs: int) -> tuple[FrontPoint, ...]:
+    """The trials of which none is better in both size and drop."""
+    points = sorted(made.trials, key=lambda trial: (trial.bytes, trial.drop))
+    front, best = [], math.inf
+    for trial in points:
+        is_chosen = trial.quantized is made.quantized
+        if trial.drop < best or is_chosen:
+            best = min(best, trial.drop)
+            size = len(made.packed) if is_chosen else trial.bytes
+            front.append(FrontPoint(size, macs, trial.predicted, trial.drop, is_chosen, is_chosen))
+    return tuple(front)
+
+
+def _cleaned(model: ir.Model) -> Costs:
+    nodes = {str(node.name): node for node in model.graph}
+    return sum((_float_costs(nodes[name], layer) for name, layer in layers(model).items()), NO_COSTS)
+
+
+def _float_costs(node: ir.Node, layer: Layer) -> Costs:
+    weights = layer.channels * layer.taps + (layer.channels if edit.operand(node, 2) is not None else 0)
+    read, written = (math.prod(edit.shape_of(value) or (0,)) for value in (node.inputs[0], node.outputs[0]))
+    size = FLOAT_BYTES * weights
+    return Costs(size, layer.macs(edit.shape_of(node.outputs[0]) or (0,)), size + FLOAT_BYTES * (read + written))
+
+
+def _layer_figures(source: ir.Model, made: Compressed, reasons: Mapping[str, str]) -> tuple[LayerFigures, ...]:
+    """Every weighted layer of the original network, with what became of it."""
+    model = made.quantized.model
+    now = {str(node.name): node for node in model.graph}
+    known, originals = layers(model), layers(source)
+    sizes = _coded_bytes(made)
+    rows = []
+    for node in source.graph:
+        name = str(node.name)
+        layer = originals.get(name)
+        if layer is None:
+            continue
+        before = _float_costs(node, layer)
+        if name in made.recipes and name in known:
+            rows.append(_coded_figures(node, before, layer, known[name], now[name], made, sizes[name]))
+        else:
+            reason = reasons.get(name, "it is gone: nothing depends on it")
+            after = _float_costs(now[name], known[name]) if name in known else NO_COSTS
+            rows.append(LayerFigures(name, node.op_type, before, after, "float", reason))
+    return tuple(rows)
+
+
+def _coded_bytes(made: Compressed) -> dict[str, int]:
+    """The file's codes, scales and biases, divided among the layers by the entropy of their integers."""
+    entropies = {str(node.name): layer_bits(node) for node in made.quantized.model.graph if node.name in made.recipes}
+    whole = made.sizes.codes + made.sizes.codebooks + made.sizes.scales + made.sizes.biases
+    total = sum(entropies.values()) or 1.0
+    return {name: round(whole * bits / total) for name, bits in entropies.items()}
+
+
+def _coded_figures(
+    node: ir.Node, before: Costs, layer: Layer, coded: Layer, now: ir.Node, made: Compressed, size: int
+) -> LayerFigures:
+    name = str(node.name)
+    found = coded_layer(now)
+    assert found is not None
+    codes, importance = found[0], made.importance.get(name)
+    width = max(1, math.ceil((codes.size * _bits(codes)) / 8))
+    read, written = (math.prod(edit.shape_of(value) or (0,)) for value in (now.inputs[0], now.outputs[0]))
+    return LayerFigures(
+        name,
+        node.op_type,
+        before,
+        Costs(size, coded.macs(edit.shape_of(now.outputs[0]) or (0,)), width + read + written),
+        made.recipes[name].name,
+        _reason(name, made),
+        bits=_bits(codes),
+        activation_bits=made.activation_bits,
+        sparsity=float(np.mean(codes == 0)),
+        channels=(layer.channels, coded.channels) if coded.channels != layer.channels else None,
+        sqnr_db=made.sqnr.get(name),
+        sensitivity=None if importance is None else float((importance.scattered + importance.shared).mean()),
+        loss=made.quantized.losses.get(name) if importance is not None else None,
+    )
+
+
+def _bits(codes: np.ndarray) -> int:
+    """The narrowest symmetric integer that holds every code; at least 2."""
+    return max(2, int(np.abs(codes).max(initial=0)).bit_length() + 1)
+
+
+def _reason(name: str, made: Compressed) -> str:
+    """What the choice was up against."""
+    rivals = made.options.get(name)
+    if not rivals:
+        return "as asked for"
+    chosen = made.recipes[name].name
+    own = next((option for option in rivals if option.recipe.name == chosen), None)
+    if own is None:
+        return "as asked for"
+    families = {option.family for option in rivals} - {own.family}
+    smaller = [o for o in rivals if o.family != own.family and o.bits <= own.bits]
+    best = min(smaller, key=lambda option: option.loss, default=None)
+    if best is None:
+        return f"nothing else of {len(families)} families is as small" if families else "the one family allowed"
+    worse = best.loss / max(own.loss, 1e-30)
+    return f"at this size the best rival, {best.recipe.name}, loses {worse:.1f} times as much"
+
+
+def _manifest(imported: Imported, parts: Parts, options: CompressOptions, told: CompressReport) -> Manifest:
+    budget = options.budget
+    settings = {
+        "calibration": told.calibration["source"],
+        "weights": options.weights,
+        "activations": options.activations.bits,
+        "max_drop": budget.max_drop or "",
+        "max_size": budget.max_bytes or "",
+        "families": ",".join(options.families),
+        "seed": options.seed,
+    }
+    return Manifest(
+        network=imported.source.path.stem,
+        target="compressed",
+        edgec=VERSION,
+        preprocessing=Preprocessing(options.scale, options.mean, options.images),
+        input_ranges={name: (float(x.min()), float(x.max())) for name, x in parts.calibrate.arrays.items()},
+        options={name: str(value) for name, value in settings.items()},
+        tools=told.tools,
+    )
