@@ -22,7 +22,7 @@ from compiler.compress_report import (
 from compiler.metrics import Comparison
 
 _HEIGHT = 300
-_TOP, _LEFT, _RIGHT, _BOTTOM = 14, 90, page.WIDTH - 20, _HEIGHT - 40
+_TOP, _LEFT, _RIGHT, _BOTTOM = 28, 90, page.WIDTH - 20, _HEIGHT - 40
 _TICKS = 5
 
 
@@ -62,7 +62,12 @@ def to_html(report: CompressReport) -> str:
         page.section("Bits of each layer", _bits(report.layers), "Of a weight's code."),
         page.section("The file", _parts(report)),
         page.section("Layers", _layers(report.layers)),
-        page.section("Why", page.table(("layer", "recipe", "reason"), _reasons(report.layers))),
+        page.section(
+            "Why",
+            _reasons(report.layers),
+            "Moved: bytes of weights, input and output in one inference. Sensitivity: what a unit of relative squared "
+            "error in the output costs the network. Loss: as predicted.",
+        ),
         page.section("Classes", _classes(report.quality), "As the original network answers."),
         page.section(
             "Predicted and measured", _probes(report), "Each point is one plan: its predicted and its measured loss."
@@ -83,13 +88,11 @@ def _verdict(report: CompressReport) -> str:
         return f"<p class='verdict bad'>Not all that was asked for could be had; this is the nearest:{missed}</p>"
     if report.quality is None:
         return "<p class='verdict'>The quality was not measured.</p>"
-    why = f"; {report.quality_why}" if report.quality_why else ""
     asked = f", at most {report.limits.max_drop} asked for" if report.limits.max_drop else ""
+    why = f". Why this metric: {report.quality_why}." if report.quality_why else ""
     kind = " good" if report.limits.max_drop else ""
-    return (
-        f"<p class='verdict{kind}'>Drop in {escape(report.quality.metric + why)}: "
-        f"{escape(drop_text(report.quality) + asked)}</p>"
-    )
+    text = f"Drop of the {report.quality.metric}: {drop_text(report.quality)}{asked}{why}"
+    return f"<p class='verdict{kind}'>{escape(text)}</p>"
 
 
 # Figures
@@ -138,7 +141,7 @@ def _plot(points: Sequence[_Point], x_title: str, y_title: str, *, is_line: bool
             at = f"x='{left:.1f}' y='{base:.1f}' text-anchor='{anchor}'"
             lines.append(f"<text class='soft' {at}>{_tick(value)}</text>")
     lines.append(f"<text x='{_RIGHT}' y='{_HEIGHT - 4}' text-anchor='end'>{escape(x_title)}</text>")
-    lines.append(f"<text x='{_LEFT + 6}' y='{_TOP + 10}'>{escape(y_title)}</text>")
+    lines.append(f"<text x='{_LEFT}' y='12' text-anchor='middle'>{escape(y_title)}</text>")
     places = [
         (_LEFT + xs.share(p.x) * (_RIGHT - _LEFT), _BOTTOM - ys.share(p.y) * (_BOTTOM - _TOP)) for p in points
     ]
@@ -230,23 +233,24 @@ def _share(count: int, total: int) -> str:
 
 
 def _layers(layers: Sequence[LayerFigures]) -> str:
-    head = (*HEADINGS, "moved", "channels", "activations", "sensitivity", "loss")
+    return page.table(HEADINGS, [cells(layer) for layer in layers], range(3, len(HEADINGS)))
+
+
+def _reasons(layers: Sequence[LayerFigures]) -> str:
+    head = ("layer", "reason", "activations", "channels", "moved", "sensitivity", "loss")
     rows = [
         (
-            *cells(layer),
-            f"{layer.after.moved_bytes:,}",
-            "" if layer.channels is None else f"{layer.channels[1]} of {layer.channels[0]}",
+            layer.name,
+            layer.reason,
             "" if layer.activation_bits is None else f"{layer.activation_bits} bits",
+            "" if layer.channels is None else f"{layer.channels[1]} of {layer.channels[0]}",
+            f"{layer.after.moved_bytes:,}",
             "" if layer.sensitivity is None else f"{layer.sensitivity:.3g}",
             "" if layer.loss is None else f"{layer.loss:.3g}",
         )
         for layer in layers
     ]
-    return page.table(head, rows, range(3, len(head)))
-
-
-def _reasons(layers: Sequence[LayerFigures]) -> list[tuple[str, str, str]]:
-    return [(layer.name, layer.recipe, layer.reason) for layer in layers if layer.reason]
+    return page.table(head, rows, range(2, len(head)))
 
 
 def _classes(quality: Comparison | None) -> str:

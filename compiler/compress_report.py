@@ -351,10 +351,10 @@ def cells(layer: LayerFigures) -> tuple[str, ...]:
 
 
 def times(ratio: float | None) -> str:
-    """9.27 as "9.3x"."""
+    """9.27 as "9.3x", 1.04 as "1.04x"; "gone" where nothing is left."""
     if ratio is None:
         return ""
-    return f"{ratio:.3g}x" if ratio < 1 else f"{ratio:.1f}x" if math.isfinite(ratio) else "gone"
+    return "gone" if math.isinf(ratio) else f"{ratio:.1f}x" if ratio >= 2 else f"{ratio:.2f}x"
 
 
 def decibel(value: float | None) -> str:

@@ -143,7 +143,7 @@ def test_terminal_shows_every_figure() -> None:
         *("conv[1]", "<fc>", "rank 8, W4", "25 %", "10.0x", "31.5 dB", "gone"),
         "637 of 5,096 bytes, 8.0x (saves 87.5 %)",
         "7.8x of the 5,000 bytes without dead channels",
-        "15,000 of 25,500, 1.7x (1.7x without dead channels)",
+        "15,000 of 25,500, 1.70x (1.67x without dead channels)",
         "codes 400, codebooks 16, scales 60, biases 61, graph 80, headers 20",
         "top-1 accuracy 92.50 % to 92.00 % on 400 samples",
         "0.50 pt (95 %: -0.75 pt to 1.75 pt), at most 1.0pt",
