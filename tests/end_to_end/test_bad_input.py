@@ -110,7 +110,7 @@ def test_every_unsupported_node_is_named_at_once(tmp_path: Path) -> None:
 def test_dynamic_shape(tmp_path: Path) -> None:
     model = small_model()
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
-    _refused(tmp_path, compile_model(tmp_path, model), MODEL, "'x'", "height", "--shape x=1,3,224,8")
+    _refused(tmp_path, compile_model(tmp_path, model), MODEL, "'x'", "height", "--shape x=1,3,8,8")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
