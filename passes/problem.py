@@ -36,19 +36,24 @@ class Importance:
         return Importance(np.ones(channels), np.zeros(channels))
 
 
-def problem_of(layer: Layer, weights: NDArray[np.generic], moments: Moments, importance: Importance) -> Problem:
-    """The rounding problem of one layer.
+def weighing(moments: Moments, importance: Importance) -> tuple[float, NDArray[np.float64]]:
+    """How much the shared covariance counts beside the covariance, and how much each output channel, float64 [C_out].
 
     The cost of a change D of row r is scattered[r] D C D^T + shared[r] D S D^T, with C the covariance of what is read
     and S that of its mean over positions. All rows take the layer's one ratio of the two, and keep their own size.
     """
     scattered, shared = float(importance.scattered.sum()), float(importance.shared.sum())
     if scattered <= 1e-6 * shared:  # one position: all that differs is shared
-        hessian, rows = moments.hessian(SHRINKAGE), importance.shared
-    else:
-        ratio = shared / scattered
-        hessian = moments.hessian(SHRINKAGE, ratio)
-        both = (moments.covariance, moments.shared_covariance)
-        own, common = (float(np.trace(each, axis1=1, axis2=2).mean()) for each in both)
-        rows = (importance.scattered * own + importance.shared * common) / max(own + ratio * common, 1e-30)
+        return 0.0, importance.shared
+    ratio = shared / scattered
+    both = (moments.covariance, moments.shared_covariance)
+    own, common = (float(np.trace(each, axis1=1, axis2=2).mean()) for each in both)
+    rows = (importance.scattered * own + importance.shared * common) / max(own + ratio * common, 1e-30)
+    return ratio, rows
+
+
+def problem_of(layer: Layer, weights: NDArray[np.generic], moments: Moments, importance: Importance) -> Problem:
+    """The rounding problem of one layer."""
+    ratio, rows = weighing(moments, importance)
+    hessian = moments.hessian(SHRINKAGE, ratio)
     return Problem(layer.matrix(weights), hessian, rows.reshape(layer.groups, layer.rows), layer.kernel)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -12,24 +12,13 @@ from numpy.typing import NDArray
 
 from passes.base import Notes, Rewrite
 from passes.channel_groups import ChannelGraph, ChannelGroup, Member, Removal
+from passes.gram import Moments
 from passes.graph import constant, graph_of, new_initializer, operand, set_input
 from passes.layer import Layer, layer_of
+from passes.problem import Importance, weighing
 from passes.solvers import channels as solver
 
 Method = Literal["least squares", "magnitude"]
-Floats = NDArray[np.float64]
-
-
-class Moments(Protocol):
-    """What is known of a layer's inputs; passes.gram.Moments is one."""
-
-    @property
-    def mean(self) -> Floats:
-        """float64 [groups, taps]."""
-
-    @property
-    def covariance(self) -> Floats:
-        """float64 [groups, taps, taps]."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +53,9 @@ class PruneChannels(Rewrite):
     Args:
         removal: Channels that go, by name of their group.
         moments: Of the inputs of layers of the unpruned network, by node name.
-        ridge: Share of the mean variance that holds the weights near the old ones.
+        importance: What errors in a layer's outputs cost, by node name: it says how much errors weigh that all
+            positions share. Without it they weigh like the others.
+        ridge: Share of each input's variance that holds the weights near the old ones.
 
     Source: He, Zhang and Sun, Channel Pruning for Accelerating Very Deep Neural Networks, ICCV 2017, section 3.1.
     """
@@ -72,11 +63,16 @@ class PruneChannels(Rewrite):
     name = "prune-channels"
 
     def __init__(
-        self, removal: Removal, moments: Mapping[str, Moments] | None = None, *, ridge: float = solver.RIDGE
+        self,
+        removal: Removal,
+        moments: Mapping[str, Moments] | None = None,
+        *,
+        importance: Mapping[str, Importance] | None = None,
+        ridge: float = solver.RIDGE,
     ) -> None:
         super().__init__()
         self._removal = {name: tuple(sorted(set(gone))) for name, gone in removal.items() if len(gone)}
-        self._moments, self._ridge = moments or {}, ridge
+        self._moments, self._importance, self._ridge = moments or {}, importance or {}, ridge
 
     def rewrite(self, model: ir.Model, notes: Notes) -> None:
         graph = ChannelGraph(model)
@@ -86,7 +82,8 @@ class PruneChannels(Rewrite):
             if (moments := self._moments.get(name)) is None:
                 notes.skip(nodes[name], "it has no moments: its weights are not fitted anew")
             else:
-                _refit(nodes[name], kept, moments, self._ridge)
+                covariance, _ = _metric(moments, self._importance.get(name))
+                _refit(nodes[name], kept, solver.ridged(covariance, self._ridge), moments.mean[0])
         touched = [group for group in graph.groups if group.name in self._removal]
         for name in dict.fromkeys(m.node for group in touched for m in (*group.producers, *group.consumers)):
             notes.change(nodes[name])
@@ -106,7 +103,7 @@ def options(
     moments: Mapping[str, Moments],
     counts: Iterable[int],
     *,
-    importance: Mapping[str, Floats] | None = None,
+    importance: Mapping[str, Importance] | None = None,
     method: Method = "least squares",
     ridge: float = solver.RIDGE,
     graph: ChannelGraph | None = None,
@@ -118,9 +115,9 @@ def options(
         group: Of `model`, one of which channels can go.
         moments: Of all layers that read the group.
         counts: How many channels to keep, each from 1 to the size of the group.
-        importance: What a squared unit of error in an output channel of a layer costs the network, float64 [rows], by
-            node name. By default every layer's output has the same total variance: the loss is the sum of their
-            relative errors.
+        importance: What errors in the output channels of the layers cost the network, by node name; the loss is in its
+            unit. By default every layer's output has the same total variance: the loss is the sum of their relative
+            errors, which cannot be compared between groups.
         method: How channels are chosen; the refit is the same.
         ridge: As for PruneChannels.
         graph: That of `model`, where it is known already.
@@ -170,19 +167,26 @@ def _reader(
     nodes: Mapping[str, ir.Node],
     member: Member,
     moments: Mapping[str, Moments],
-    importance: Mapping[str, Floats] | None,
+    importance: Mapping[str, Importance] | None,
 ) -> solver.Reader:
     layer, known = _layer(nodes[member.node]), moments.get(member.node)
     if known is None:
         raise ValueError(f"the inputs of node {member.node!r} were not measured")
     weights = layer.matrix(_weights(nodes[member.node]))[0]
-    covariance = known.covariance[0]
+    covariance, rows = _metric(known, None if importance is None else importance[member.node])
     if importance is None:
         variance = float(np.einsum("rt,rt->", weights @ covariance, weights))
         rows = np.full(len(weights), 1 / variance if variance > 0 else 1.0)
-    else:
-        rows = np.asarray(importance[member.node], np.float64).reshape(-1)
     return solver.Reader(weights, covariance, rows, tuple(taps_of(layer, each) for each in member.channels))
+
+
+def _metric(moments: Moments, importance: Importance | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What an error of a dense layer is measured with: float64 [taps, taps], and the weight of each row, [rows]."""
+    covariance = moments.covariance[0]
+    if importance is None:
+        return covariance, np.empty(0)
+    ratio, rows = weighing(moments, importance)
+    return covariance + ratio * moments.shared_covariance[0], rows
 
 
 def _kept_taps(graph: ChannelGraph, removal: Removal, nodes: Mapping[str, ir.Node]) -> dict[str, NDArray[np.bool_]]:
@@ -198,14 +202,14 @@ def _kept_taps(graph: ChannelGraph, removal: Removal, nodes: Mapping[str, ir.Nod
     return kept
 
 
-def _refit(node: ir.Node, kept: NDArray[np.bool_], moments: Moments, ridge: float) -> None:
+def _refit(node: ir.Node, kept: NDArray[np.bool_], covariance: NDArray[np.float64], mean: NDArray[np.float64]) -> None:
     """New weights, 0 where taps go, and a bias that takes up the mean."""
     layer, old = _layer(node), _weights(node)
     weights = layer.matrix(old)[0]
-    fitted = solver.refit(weights, solver.ridged(moments.covariance[0], ridge), kept)
+    fitted = solver.refit(weights, covariance, kept)
     bias = constant(operand(node, 2))
     before = np.zeros(len(weights)) if bias is None else bias.astype(np.float64).reshape(-1)
-    shifted = before + (weights - fitted) @ moments.mean[0]
+    shifted = before + (weights - fitted) @ mean
     stored = layer.stored(fitted[None].astype(np.float32))
     set_input(node, 1, new_initializer(graph_of(node), f"{node.name}_weights", stored))
     set_input(node, 2, new_initializer(graph_of(node), f"{node.name}_bias", shifted.astype(np.float32)))

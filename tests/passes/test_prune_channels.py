@@ -11,6 +11,7 @@ from compiler.importer import import_model
 from passes.base import run as run_passes
 from passes.channel_groups import groups, remove
 from passes.gram import collect_moments
+from passes.problem import Importance
 from passes.prune_channels import PruneChannels, counts, options
 from tests.support.canonical import canonical, normal
 from tests.support.onnx_models import Array, node, run, session
@@ -74,7 +75,7 @@ def test_the_loss_of_an_option_is_the_error_that_is_measured() -> None:
     loaded = network()
     by_name = {group.name: group for group in groups(loaded)}
     moments = collect_moments(loaded, SAMPLES, ["c"])
-    for option in options(loaded, by_name["b"], moments, [5, 3, 1], importance={"c": np.ones(8)}):
+    for option in options(loaded, by_name["b"], moments, [5, 3, 1], importance={"c": Importance.even(8)}):
         result = loaded.clone()
         PruneChannels({"b": option.removed}, moments)(result)
         before, after = (layer_outputs(m, "c", SAMPLES["x"]) for m in (loaded, result))
