@@ -123,6 +123,16 @@ class ChannelGraph:
                 value.shape = ir.Shape((*shape[:axis], int((~mask).sum()), *shape[axis + 1 :]))
         common.RemoveUnusedNodesPass()(self._model)
 
+    def rows(self, removal: Removal) -> dict[str, tuple[int, ...]]:
+        """The output channels that each layer keeps of those that it has now, by node name; layers that lose some.
+
+        Raises:
+            ChannelError: They cannot go.
+        """
+        gone = self._gone(removal)
+        left = {str(node.name): ~gone[node.outputs[0]] for node in self._layers}
+        return {name: tuple(np.flatnonzero(kept).tolist()) for name, kept in left.items() if not kept.all()}
+
     def _gone(self, removal: Removal) -> dict[ir.Value, Mask]:
         """Which indices of each value go, along the axis along which its labels differ; bool [n]."""
         groups = {group.name: group for group in self.groups}

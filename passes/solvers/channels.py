@@ -87,6 +87,19 @@ def refit(weights: Matrix, covariance: Matrix, kept: NDArray[np.bool_]) -> Matri
     return result
 
 
+def follow(weights: Matrix, covariance: Matrix, cross: Matrix, ridge: float = RIDGE) -> Matrix:
+    """The weights that come nearest to wanted responses and, by the ridge, to the present ones.
+
+    Args:
+        weights: W, float64 [rows, taps].
+        covariance: C of what is read, float64 [taps, taps].
+        cross: E[(y - E y)(x - E x)^T] of the wanted responses y, float64 [rows, taps].
+        ridge: As in `ridged`.
+    """
+    damped = ridged(covariance, ridge)
+    return np.asarray(np.linalg.solve(damped, (cross + weights @ (damped - covariance)).T).T)
+
+
 def loss(readers: Sequence[Reader], removed: Sequence[int], ridge: float = RIDGE) -> float:
     """What removing channels costs all readers together after each was refitted, by their undamped covariance."""
     total = 0.0

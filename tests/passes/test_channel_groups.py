@@ -397,6 +397,7 @@ def test_removing_nothing_changes_nothing() -> None:
 def test_costs_count_both_sides_of_a_group() -> None:
     graph = ChannelGraph(chain(node("Relu", ["a"], ["m"])))
     assert graph.cost({}) == Cost(6 * 27 * 16 + 4 * 6 * 16, 6 * 28 + 4 * 6)
+    assert graph.rows({"a": [0, 3]}) == {"a": (1, 2, 4, 5)}
     assert graph.cost({"a": [0, 1]}) == Cost(4 * 27 * 16 + 4 * 4 * 16, 4 * 28 + 4 * 4)
 
 
