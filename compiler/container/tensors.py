@@ -255,7 +255,7 @@ class TensorWriter:
         self._write([value], Bank.SETTINGS)
 
     def _write(self, values: list[int] | Integers, bank: Bank) -> None:
-        column = np.asarray(values, np.int64).reshape(-1, 1)
+        column = np.asarray(values, np.int64).reshape(1, -1)
         self._encoder.write(column, int(bank))
 
 
@@ -414,7 +414,7 @@ class TensorReader:
         return int(self._column(1, Bank.SETTINGS)[0])
 
     def _column(self, count: int, bank: Bank) -> Integers:
-        return self._decoder.read(count, 1, int(bank)).ravel().astype(np.int64)
+        return self._decoder.read(1, count, int(bank)).ravel().astype(np.int64)
 
     def _take(self, count: int) -> bytes:
         if self._taken + count > len(self._raw):
