@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 from passes.coding.mixing import Mixer
 from passes.coding.range_coder import BitCoder
 
@@ -47,6 +49,13 @@ class ByteModel:
         self._match = self._length = self._misses = 0
         self._word = self._previous_word = 0
         self._number = self._previous_number = 0
+
+    def copy(self, coder: BitCoder) -> ByteModel:
+        """What has been learned so far, to go on with another coder."""
+        other = copy(self)
+        other._mixer = self._mixer.copy(coder)
+        other._history, other._last = self._history.copy(), self._last.copy()
+        return other
 
     def code(self, data: bytes | None, size: int) -> bytes:
         """Code `size` bytes; without data, read them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from operator import mul
 
 from passes.coding.logistic import HALF, LEAST, LIMIT, ONE, SQUASH, STRETCH
@@ -37,6 +38,14 @@ class Mixer:
         self._probability = [HALF] * slots
         self._count = [0] * slots
         self._weights = [[start // count] * count for count in inputs]
+
+    def copy(self, coder: BitCoder) -> Mixer:
+        """What has been learned so far, to go on with another coder."""
+        other = copy(self)
+        other._coder = coder
+        other._probability, other._count = self._probability.copy(), self._count.copy()
+        other._weights = [weights.copy() for weights in self._weights]
+        return other
 
     def code(self, bit: int, slots: list[int], node: int) -> int:
         """Code one bit in the contexts `slots` with the weights of the decision `node`; returns it."""
