@@ -68,7 +68,7 @@ def at_scale(weights: Matrix, hessian: Matrix, scale: Vector, start: Matrix | No
     With `start`, float64 [rows, taps], every row has whichever is better.
     """
     levels = scale[:, None] * np.array([-1.0, 0.0, 1.0])
-    swept = assign(weights, hessian, levels) - 1.0
+    swept = np.asarray(assign(weights, hessian, levels) - 1.0, np.float64)
     if start is None:
         return swept
     kept = polish(weights, start.astype(np.int64) + 1, hessian, levels) - 1.0
