@@ -369,6 +369,8 @@ def compile_command(
 @click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Samples to choose by, not calibrated on.")
 @click.option("--max-drop", help="Most that the metric may lose: 1.0pt (points), 2% (of an error) or 0.01 (as it is).")
 @click.option("--max-size", type=Size(), help="Most bytes of model.edgec, for example 64K.")
+@click.option("--max-macs", type=click.IntRange(min=1), help="Most multiply-accumulates of one inference.")
+@click.option("--fewest-macs", is_flag=True, help="Spend --max-drop on multiplications instead of bytes.")
 @click.option("--pareto", type=click.IntRange(min=0), default=0, help="Carry out and measure so many plans.")
 @click.option("--metric", help="What judges: top-1, agreement, auc, reconstruction, kl, relative-error, margin, rank.")
 @click.option("--weights", type=Bits(), default=8, show_default=True, help="2 to 8 or 16, where no budget decides.")
@@ -618,7 +620,14 @@ def _compress_options(options: dict[str, object]) -> CompressOptions:
         symmetric=bool(take("symmetric")),
         power_of_two=bool(take("power_of_two")),
     )
-    budget = Budget(take("max_drop"), take("max_size"), not take("no_guard"), take("pareto"))  # type: ignore[arg-type]
+    budget = Budget(
+        max_drop=take("max_drop"),  # type: ignore[arg-type]
+        max_bytes=take("max_size"),  # type: ignore[arg-type]
+        max_macs=take("max_macs"),  # type: ignore[arg-type]
+        fewest_macs=bool(take("fewest_macs")),
+        is_guarded=not take("no_guard"),
+        points=int(str(take("pareto"))),
+    )
     images = ImageOptions(Order(str(take("image_order"))), Fit(str(take("image_fit"))))
     families = chosen_families(take("only"), take("without"))  # type: ignore[arg-type]
     shapes = dict(take("input_shape"))  # type: ignore[call-overload]

@@ -57,11 +57,11 @@ def compress(path: Path, destination: Path, options: CompressOptions, progress: 
     imported = import_model(path, options.input_shapes)
     source = imported.model.clone()
     reports = run([RemoveDeadChannels()], imported.model)
-    nodes, reasons = quantizable(imported.model)
     parts = read_parts(imported.model, options, progress)
-    made = compress_network(imported.model, nodes, parts, options, progress)
+    made = compress_network(imported.model, lambda model: quantizable(model)[0], parts, options, progress)
     with artefact.writing(destination) as folder:
         progress("write", 0, 0)
+        reasons = quantizable(made.shaped.model)[1]
         _write(folder, imported, made, parts)
         told = _report(imported, source, made, parts, options, (*imported.reports, *reports, *made.reports), reasons)
         (folder / artefact.REPORT_JSON).write_text(compress_report.to_json(told), encoding="utf-8")
@@ -131,7 +131,7 @@ def _report(
             "input_mean": list(options.mean),
         },
         samples=parts.sentence,
-        limits=Limits(budget.max_drop or "", budget.max_bytes, None, made.missed),
+        limits=Limits(budget.max_drop or "", budget.max_bytes, budget.max_macs, made.missed),
         layers=figures,
         before=replace(before, bytes=facts.float_bytes),
         cleaned=_cleaned(imported.model),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,13 +15,16 @@ from compiler.images import ImageOptions
 from compiler.metrics import Comparison, Metric, Split, Task, choose_metric, drop_limit, parse_drop, split
 from compiler.quality import first, in_onnxruntime
 from compiler.search import Search, Subject, Trial
+from compiler.structure import NAMES as STRUCTURES
+from compiler.structure import Shaped, StructureSearch
 from compiler.targets import OptionError
-from passes import sensitivity
+from passes import sensitivity, statistics
 from passes.base import PassReport
 from passes.compact import compact
 from passes.cones import CLAMPS
 from passes.emit_storage import emit
-from passes.families import NAMES, LayerOption
+from passes.families import NAMES as CODINGS
+from passes.families import LayerOption
 from passes.problem import Importance
 from passes.quantize import Calibrated, QuantizeConfig, Quantized
 from passes.recipes import Recipe
@@ -31,6 +34,9 @@ from passes.scales import ActivationConfig
 from passes.statistics import Progress, quantized_points, sqnr
 from passes.weight_only import StoreWeights, WeightOnlyConfig
 
+NAMES = (*CODINGS, *STRUCTURES)
+"""Every method family."""
+STRUCTURES_TRIED = 6
 MEASURED = 64
 """Samples for the signal to noise ratios of the report."""
 SAMPLES, POSITIONS = 256, 256
@@ -44,19 +50,23 @@ class Budget:
     Attributes:
         max_drop: As the user wrote it, "1.0pt"; None sets no bound.
         max_bytes: Of the whole container.
+        max_macs: Multiply-accumulates of one inference.
+        fewest_macs: Whether `max_drop` is spent on multiplications instead of bytes.
         is_guarded: Whether a plan that exceeds `max_drop` is rolled back.
         points: Of the measured front besides the result.
     """
 
     max_drop: str | None = None
     max_bytes: int | None = None
+    max_macs: int | None = None
+    fewest_macs: bool = False
     is_guarded: bool = True
     points: int = 0
 
     @property
     def is_open(self) -> bool:
-        """Whether there is nothing to search for."""
-        return self.max_drop is None and self.max_bytes is None and not self.points
+        """Whether the bits of the weights are not searched for."""
+        return (self.max_drop is None or self.fewest_macs) and self.max_bytes is None and not self.points
 
 
 @dataclass(frozen=True)
@@ -116,6 +126,7 @@ class Compressed:
     """A network in its compressed form.
 
     Attributes:
+        shaped: The float network that was quantized.
         quantized: As the search left it.
         onnx: model.onnx, serialized.
         packed: model.edgec.
@@ -133,6 +144,7 @@ class Compressed:
         options: Every option of every layer that the search measured.
     """
 
+    shaped: Shaped
     quantized: Quantized
     onnx: bytes
     packed: bytes
@@ -195,13 +207,17 @@ def _divided(parts: Split, warnings: tuple[str, ...]) -> Parts:
 
 
 def compress_network(
-    model: ir.Model, nodes: frozenset[str], parts: Parts, options: CompressOptions, progress: Progress
+    model: ir.Model,
+    nodes_of: Callable[[ir.Model], frozenset[str]],
+    parts: Parts,
+    options: CompressOptions,
+    progress: Progress,
 ) -> Compressed:
     """Compress a canonical float network.
 
     Args:
         model: Intact afterwards.
-        nodes: Names of the nodes that get integer arithmetic.
+        nodes_of: Names of the nodes of a network that get integer arithmetic.
         parts: Samples.
         options: Budgets and settings.
         progress: Told (what, done, total).
@@ -210,31 +226,71 @@ def compress_network(
         OptionError: A budget or metric does not fit the network or the samples.
     """
     task, limit = _task(model, parts, options)
-    calibrated = Calibrated.of(model, nodes, parts.calibrate.arrays, _config(options), progress)
-    found = _importance(calibrated, parts, options, progress)
-    search = Search(
-        Subject(calibrated, found, parts.choose.arrays, task, options.families, options.threads), progress
-    )
-    trial, missed = _searched(search, options, limit)
+
+    def search_of(shaped: Shaped) -> Search:
+        samples = parts.calibrate.arrays
+        calibrated = Calibrated.of(shaped.model, nodes_of(shaped.model), samples, _config(options), progress)
+        found = {} if options.budget.is_open else _importance(calibrated.source, parts, options, progress)
+        families = tuple(name for name in options.families if name in CODINGS)
+        subject = Subject(calibrated, found, parts.choose.arrays, task, families, options.threads)
+        return Search(subject, progress)
+
+    shaped, missed = _shaped(model, parts, options, limit, search_of, progress)
+    search = search_of(shaped)
+    trial, more = _searched(search, options, limit)
     quantized = trial.quantized
     data, reports = onnx_file(quantized)
     packed = container.pack(data)
     return Compressed(
+        shaped,
         quantized,
         data,
         packed,
         task.metric,
         container.sizes(packed),
         task.compare(trial.outputs),
-        _sqnr(model, quantized, parts, progress),
+        _sqnr(shaped.model, quantized, parts, progress),
         options.activations.bits,
         {name: option.recipe for name, option in trial.recipes.items()},
-        missed,
+        (*missed, *more),
         tuple(search.trials),
-        found,
-        reports,
+        search.subject.importance,
+        (*shaped.reports, quantized.report, *reports),
         dict(zip(search.names, map(tuple, search.table), strict=True)),
     )
+
+
+def _shaped(
+    model: ir.Model,
+    parts: Parts,
+    options: CompressOptions,
+    limit: float | None,
+    search_of: Callable[[Shaped], Search],
+    progress: Progress,
+) -> tuple[Shaped, tuple[str, ...]]:
+    """The network with the structure that the budget of multiplications asks for, and what is missed."""
+    budget, families = options.budget, tuple(name for name in options.families if name in STRUCTURES)
+    whole = StructureSearch(model, {}, {}).whole()
+    if not families or (budget.max_macs is None and not budget.fewest_macs):
+        return whole, ()
+    samples = statistics.spread(parts.calibrate.arrays, SAMPLES)
+    search = StructureSearch(model, samples, _importance(model, parts, options, progress), families, progress=progress)
+    search.prepare()
+    if budget.max_macs is not None:
+        shaped = search.within(budget.max_macs)
+        if shaped.macs <= budget.max_macs:
+            return shaped, ()
+        return shaped, (f"the fewest multiplications of any plan are {shaped.macs}, not {budget.max_macs}",)
+    best, low, high = whole, 0.0, 1.0
+    for _ in range(STRUCTURES_TRIED):
+        share = (low + high) / 2
+        shaped = search.within(int(share * search.macs))
+        trial, _ = _searched(search_of(shaped), options, limit)
+        if limit is None or trial.drop <= limit:
+            best, high = shaped, share
+        else:
+            low = share
+    return best, ()
 
 
 def _task(model: ir.Model, parts: Parts, options: CompressOptions) -> tuple[Task, float | None]:
@@ -259,14 +315,12 @@ def _config(options: CompressOptions) -> QuantizeConfig:
 
 
 def _importance(
-    calibrated: Calibrated, parts: Parts, options: CompressOptions, progress: Progress
+    model: ir.Model, parts: Parts, options: CompressOptions, progress: Progress
 ) -> Mapping[str, Importance]:
-    """What errors cost; not needed, and not measured, where no budget has to be divided."""
-    if options.budget.is_open:
-        return {}
+    """What errors cost, by gradients and then by probes."""
     samples = parts.calibrate.arrays
-    found = sensitivity.importance(calibrated.source, samples, seed=options.seed, progress=progress)
-    return sensitivity.calibrated(calibrated.source, samples, found, progress=progress).importance
+    found = sensitivity.importance(model, samples, seed=options.seed, progress=progress)
+    return sensitivity.calibrated(model, samples, found, progress=progress).importance
 
 
 def _searched(search: Search, options: CompressOptions, limit: float | None) -> tuple[Trial, tuple[str, ...]]:
