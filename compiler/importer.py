@@ -29,6 +29,7 @@ __all__ = ["Imported", "ModelError", "Source", "import_model", "load"]
 Shape: TypeAlias = tuple[int, ...]
 
 _DEFAULT = ("", "ai.onnx")
+_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _SUBGRAPHS = ("If", "Loop", "Scan")
 _ELEMENTS_MAX = 1 << 28
 """Of one input: a gigabyte of float32."""
@@ -355,7 +356,11 @@ def _infer(model: ir.Model, path: Path) -> None:
 
 
 def _contradiction(node: ir.Node) -> str | None:
-    """What onnx's inference lets pass: a Conv whose weights or bias do not fit its input."""
+    """What onnx's inference lets pass: a layer without channels, a Conv whose weights or bias do not fit its input."""
+    if node.domain in _DEFAULT and node.op_type in _LAYERS:
+        for value in node.inputs[:2]:
+            if value is not None and 0 in (shape := shape_of(value) or ()):
+                return f"node {node.name!r} ({node.op_type}): {value.name!r} of shape {list(shape)} has no elements"
     if node.op_type != "Conv" or node.domain not in _DEFAULT or len(node.inputs) < 2:
         return None
     x, w, *bias = map(shape_of, node.inputs)

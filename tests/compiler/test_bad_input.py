@@ -15,11 +15,11 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
-from compiler.cli import MODEL, OK, TARGET, cli
+from compiler.cli import MODEL, OK, cli
 from tests.support.canonical import normal
 from tests.support.onnx_models import Array, model, node
 
-WRITES = {"compile": ("--target", "reference", "-o", "out")}
+WRITES = {"compile": ("--target", "reference", "-o", "out"), "compress": ("-o", "out")}
 """Commands that take samples and write, and how they are run here; `out` is what they write."""
 COMMANDS = {"check": ("--target", "reference"), **WRITES}
 
@@ -154,7 +154,7 @@ def test_channels_of_zeros_are_no_fault(command: str, dead: str) -> None:
 @every_command
 def test_a_layer_without_channels(command: str) -> None:
     result = run(command, network(weights=np.zeros((0, 3, 3, 3), np.float32)))
-    refused(result, TARGET, "node 'conv1' (Conv): 'a' is empty")
+    refused(result, MODEL, "node 'conv1' (Conv): 'w' of shape [0, 3, 3, 3] has no elements")
 
 
 # Operators
