@@ -27,7 +27,7 @@ Vector = NDArray[np.float64]
 Matrix = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
-STATES = ((1,), (256, 4096), (128, 1024))
+STATES = ((1,), (256, 4096), (128, 1024, 4096))
 """Beginnings of plans that are kept after each layer, by the number of budgets: few at first, whose result then rules
 out most of the others."""
 POINTS = 256
@@ -498,17 +498,17 @@ def _search(problem: _Problem, bounds: _Bounds, limit: int) -> _Found:
     steps: list[tuple[Indices, Indices]] = []
     rests = _Rests(problem, bounds)
     is_exact = True
-    for layer in range(len(problem.values)):
-        real = problem.origin[layer] >= 0
-        states, chosen = _extended(states, problem.values[layer, real], problem.costs[:, layer, real])
-        kept = rests.promising(states, layer)
+    for place, layer in enumerate(rests.order):
+        able = rests.options(layer)
+        states, (parents, options) = _extended(states, problem.values[layer, able], problem.costs[:, layer, able])
+        kept = rests.promising(states, place)
         kept = kept[_undominated_states(states.at(kept))]
         if len(kept) > limit:
             kept, is_exact = kept[_one_of_each_bucket(states.at(kept), limit)], False
         states = states.at(kept)
-        steps.append((chosen[0][kept], chosen[1][kept]))
-    fits = (states.costs <= bounds.budgets[:, None]).all(0)
-    return _Found(tuple(_traced(steps, int(state)) for state in np.flatnonzero(fits)), is_exact)
+        steps.append((parents[kept], able[options[kept]]))
+    plans = (_traced(steps, rests.order, state) for state in range(len(states.values)))
+    return _Found(tuple(plan for plan in plans if (np.array(problem.cost(plan)) <= bounds.budgets).all()), is_exact)
 
 
 def _extended(states: _States, values: Vector, costs: Matrix) -> tuple[_States, tuple[Indices, Indices]]:
@@ -519,26 +519,50 @@ def _extended(states: _States, values: Vector, costs: Matrix) -> tuple[_States, 
 
 
 class _Rests:
-    """The least that the layers behind each layer add."""
+    """An order of the layers, and the least that those behind each of them add.
+
+    Attributes:
+        order: The layers that decide most come first, int64 [layers]: what remains is then known the better.
+    """
 
     def __init__(self, problem: _Problem, bounds: _Bounds) -> None:
-        costs = np.where(problem.origin >= 0, problem.costs, 0.0)
-        weighted = problem.values + np.einsum("b,blo->lo", bounds.multipliers, costs)
-        self._bounds = bounds
-        self._weighted = _sums_behind(weighted.min(1))
-        self._costs = np.array([_sums_behind(cost.min(1)) for cost in problem.costs]).reshape(costs.shape[:2])
         real = problem.origin >= 0
+        costs = np.where(real, problem.costs, 0.0)
+        weighted = problem.values + np.einsum("b,blo->lo", bounds.multipliers, costs)
+        least = weighted.min(1)
+        self._bounds = bounds
+        self._excess = np.where(real, weighted - least[:, None], math.inf)
+        self.order = np.argsort(-_decides(problem, bounds), kind="stable")
         self._slack = _ROUNDING * (_magnitude(np.where(real, weighted, 0.0)) + abs(bounds.paid))
+        self._gap = bounds.value - (float(least.sum()) - bounds.paid) + self._slack
+        self._least = _sums_behind(least[self.order]) - bounds.paid
+        behind = [_sums_behind(cost.min(1)[self.order]) for cost in problem.costs]
+        self._costs = np.array(behind).reshape(costs.shape[:2])
         self._cost_slack = [_ROUNDING * _magnitude(cost) for cost in costs]
 
-    def promising(self, states: _States, layer: int) -> Indices:
-        """Of the states after `layer`, those that can still fit and become as good as the known plan."""
+    def options(self, layer: int) -> Indices:
+        """Those of the layer that a plan as good as the known one may take."""
+        excess = self._excess[layer]
+        return np.flatnonzero(np.isfinite(excess) & (excess <= self._gap))
+
+    def promising(self, states: _States, place: int) -> Indices:
+        """Of the states behind the layer at `place` those that can still fit and become as good as the known plan."""
         bounds = self._bounds
         fits = np.ones(len(states.values), np.bool_)
-        for cost, rest, budget, slack in zip(states.costs, self._costs[:, layer], bounds.budgets, self._cost_slack):
+        for cost, rest, budget, slack in zip(states.costs, self._costs[:, place], bounds.budgets, self._cost_slack):
             fits &= cost + rest <= budget + slack
-        reach = states.values + bounds.multipliers @ states.costs + self._weighted[layer] - bounds.paid
+        reach = states.values + bounds.multipliers @ states.costs + self._least[place]
         return np.flatnonzero(fits & (reach <= bounds.value + self._slack))
+
+
+def _decides(problem: _Problem, bounds: _Bounds) -> Vector:
+    """How much the choice in each layer changes, float64 [layers]."""
+    real = problem.origin >= 0
+    ranges = [
+        np.where(real, figures, -math.inf).max(1) - np.where(real, figures, math.inf).min(1)
+        for figures in (problem.values, *problem.costs)
+    ]
+    return np.asarray(ranges[0] + sum(m * cost for m, cost in zip(bounds.multipliers, ranges[1:])), np.float64)
 
 
 def _magnitude(figures: Matrix) -> float:
@@ -551,11 +575,10 @@ def _sums_behind(least: Vector) -> Vector:
     return np.append(np.cumsum(least[::-1])[::-1], 0.0)[1:]
 
 
-def _traced(steps: Sequence[tuple[Indices, Indices]], state: int) -> Indices:
+def _traced(steps: Sequence[tuple[Indices, Indices]], order: Indices, state: int) -> Indices:
     """The option of each layer on the way to a final state."""
     plan = np.zeros(len(steps), np.int64)
-    for layer in range(len(steps) - 1, -1, -1):
-        parents, options = steps[layer]
+    for layer, (parents, options) in zip(order[::-1], reversed(steps)):
         plan[layer], state = options[state], int(parents[state])
     return plan
 
