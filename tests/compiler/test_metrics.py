@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from compiler import metrics
 from compiler.calibration import Samples
 from compiler.metrics import METRICS, Drop, Task, choose_metric, drop_limit, parse_drop, split
 from compiler.targets import OptionError
+from tests.support.shared import shared
 
 Floats = NDArray[np.float32]
 RNG = np.random.default_rng(0)
@@ -70,6 +72,25 @@ def test_metric_follows_from_labels_and_outputs(
     metric = choose_metric(outputs, inputs, labels)
     assert metric.kind == kind
     assert metric.why
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "count", "kind"),
+    [
+        ("mlperf_tiny_resnet8", "cifar10_train_8068", 40, "top-1"),
+        ("mlperf_tiny_dscnn_kws", "kws_calib_200", 40, "top-1"),
+        ("mlperf_tiny_mobilenet_vww", "photos_calib_96", 20, "kl"),
+        ("mlperf_tiny_autoencoder_ad", "ad_calib_aug_1000", 500, "reconstruction"),
+    ],
+)
+def test_metric_of_the_mlperf_tiny_networks(model: str, data: str, count: int, kind: str) -> None:
+    session = onnxruntime.InferenceSession(shared("models", f"{model}.onnx"))
+    with np.load(shared("data", f"{data}.npz")) as file:
+        x = file["x"][:count].astype(np.float32)
+        labels = file["y"][:count].astype(np.int64) if "y" in file else None
+    source, target = session.get_inputs()[0].name, session.get_outputs()[0].name
+    outputs = {target: session.run(None, {source: x})[0]}
+    assert choose_metric(outputs, {source: x}, labels).kind == kind
 
 
 def test_labels_that_do_not_fit_are_named() -> None:
