@@ -43,15 +43,33 @@ class Trace:
         Source: Frantar and Alistarh, Optimal Brain Compression, NeurIPS 2022, section 4, "global step".
         """
         if isinstance(self.pattern, NofM):
-            kept = np.ones(self.shape, np.bool_)
-            np.put_along_axis(kept, self.order, False, axis=2)
-            return kept
+            return self._all_gone()
         sizes = self._sizes(self.pattern)
-        # A step that is cheaper than one before it comes with that one.
-        removed = affordable(np.maximum.accumulate(self.cost / sizes, axis=2), sizes, sparsity)
+        return self._spread(affordable(self._price(sizes), sizes, sparsity), self.pattern)
+
+    def kept_below(self, price: float) -> Mask:
+        """The mask without every unit whose step costs no more than `price` for each of its weights.
+
+        With the price of the bits that a zero saves, this is the optimum of loss + price of the code. NofM removes all
+        of its trace.
+        """
+        if isinstance(self.pattern, NofM):
+            return self._all_gone()
+        return self._spread(self._price(self._sizes(self.pattern)) <= price, self.pattern)
+
+    def _all_gone(self) -> Mask:
+        kept = np.ones(self.shape, np.bool_)
+        np.put_along_axis(kept, self.order, False, axis=2)
+        return kept
+
+    def _price(self, sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Cost per weight of each step; a step that is cheaper than one before it comes with that one."""
+        return np.asarray(np.maximum.accumulate(self.cost / sizes, axis=2))
+
+    def _spread(self, removed: NDArray[np.bool_], pattern: Blocks) -> Mask:
         blocks = np.ones(self.order.shape, np.bool_)
         np.put_along_axis(blocks, self.order, ~removed, axis=2)
-        return spread(blocks, self.pattern, self.shape)
+        return spread(blocks, pattern, self.shape)
 
     def _sizes(self, pattern: Blocks) -> NDArray[np.float64]:
         """Weights of the unit that goes in each step, float64 like `cost`."""

@@ -140,6 +140,7 @@ def quantized(
     importance: NDArray[np.float64] | None = None,
     *,
     is_shared: bool = False,
+    rate: gptq.Rate | None = None,
 ) -> Pruned:
     """The survivors of a mask on the grid, rounded one after the other and then polished one at a time.
 
@@ -149,21 +150,31 @@ def quantized(
         grid: Where the survivors are to lie.
         is_shared: Round all rows in one sweep over all taps, which takes rows * taps^2 operations; otherwise each in
             its own survivors, which errs less and takes rows * taps^3.
+        rate: Lets a code that is cheaper to store win where it costs less than it saves.
     """
+    counted = np.ones(weights.shape[:2]) if importance is None else importance
     if is_shared:
-        codes = _shared_codes(weights, hessian, kept, grid)
+        codes = _shared_codes(weights, hessian, kept, grid, counted, rate)
     else:
-        codes = rounded(weights, hessian, kept, grid.scale, grid.limit)
-    for group in range(len(weights)):
-        exact = weights[group] / grid.scale[group][:, None]
-        codes[group] = gptq.polish(exact, codes[group], hessian[group], grid.limit, keep=kept[group])
+        codes = rounded(weights, hessian, kept, grid.scale, grid.limit, importance=counted, rate=rate)
+    for group, scale in enumerate(grid.scale):
+        exact, cost = weights[group] / scale[:, None], counted[group] * np.square(scale)
+        codes[group] = gptq.polish(
+            exact, codes[group], hessian[group], grid.limit, weight=cost, rate=rate, keep=kept[group]
+        )
     return _outcome(codes * grid.scale[:, :, None], kept, weights, hessian, importance)
 
 
-def _shared_codes(weights: Stack, hessian: NDArray[np.float64], kept: Mask, grid: Grid) -> Stack:
-    every = range(len(weights))
-    codes = [gptq.gptq(weights[g], hessian[g], grid.scale[g], grid.limit, keep=kept[g]) for g in every]
-    return np.stack(codes)
+def _shared_codes(
+    weights: Stack,
+    hessian: NDArray[np.float64],
+    kept: Mask,
+    grid: Grid,
+    importance: NDArray[np.float64],
+    rate: gptq.Rate | None,
+) -> Stack:
+    layers = zip(weights, hessian, grid.scale, importance, kept)
+    return np.stack([gptq.gptq(w, h, s, grid.limit, importance=g, rate=rate, keep=k) for w, h, s, g, k in layers])
 
 
 def _alone(weights: Stack, hessian: NDArray[np.float64], importance: NDArray[np.float64] | None) -> Stack:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from passes import recipes_prune
 from passes.recipes import Problem, Recipe, RecipeError
-from passes.recipes_prune import METHODS, Method, PruneAndRound
+from passes.recipes_prune import METHODS, Method, PruneAndRound, PruneByRate
+from passes.recipes_uniform import SLOPE, RateDistortion
 from passes.solvers import hessian
 from passes.solvers.gptq import mse_scales
 from passes.solvers.patterns import UNSTRUCTURED, Blocks, NofM, Pattern
@@ -113,6 +114,68 @@ def test_one_trace_serves_every_sparsity_of_a_layer(monkeypatch: pytest.MonkeyPa
     assert len(calls) == 1
     loss_of(PruneAndRound(0.5, 4), other)
     assert len(calls) == 2
+
+
+def bits_and_loss(recipe: Recipe, layer: Problem) -> tuple[float, float]:
+    """Of the codes by their own entropy, in total."""
+    scale = recipe.scales(layer)
+    codes = recipe.codes(layer, scale).codes
+    counts = np.unique(codes, return_counts=True)[1]
+    return float(-(counts * np.log2(counts / codes.size)).sum()), layer.loss(scale[:, :, None] * codes)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_below_one_bit_a_weight_the_surgeon_first_costs_less_than_rounding_alone(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    common = rng.normal(size=(576, 24)) @ rng.normal(size=(24, 96))
+    inputs = np.maximum(common + 0.3 * rng.normal(size=common.shape), 0)
+    matrix = hessian.damped(inputs.T @ inputs / len(inputs))
+    layer = Problem(rng.standard_t(4, size=(1, 24, 96)), matrix[None], np.ones((1, 24)))
+    step = float(np.sqrt(layer.loss(np.zeros_like(layer.weights)) / layer.weights.size))
+    costs = []
+    for recipe in (PruneByRate(step), RateDistortion(step)):
+        bits, lost = bits_and_loss(recipe, layer)
+        assert bits < layer.weights.size
+        costs.append(lost + SLOPE * step**2 * bits)
+    assert costs[0] < 0.98 * costs[1]
+
+
+@pytest.mark.parametrize("pattern", [UNSTRUCTURED, Blocks(4, 1), NofM(2, 4)], ids=str)
+def test_pruning_by_rate_follows_the_pattern_and_the_limit(pattern: Pattern) -> None:
+    layer = problem(2, 8, 24, seed=9)
+    step = float(np.sqrt(0.1 * layer.loss(np.zeros_like(layer.weights)) / layer.weights.size))
+    recipe = PruneByRate(step, limit=7, pattern=pattern)
+    codes = recipe.codes(layer, recipe.scales(layer)).codes
+    assert np.abs(codes).max() <= 7
+    assert codes.any()
+    if isinstance(pattern, NofM):
+        assert ((codes.reshape(2, 8, -1, 4) != 0).sum(axis=3) <= 2).all()
+    if pattern == Blocks(4, 1):
+        free = PruneByRate(step, limit=7)
+        others = free.codes(layer, free.scales(layer)).codes
+        assert zero_blocks(codes) > 1.5 * zero_blocks(others)
+
+
+def zero_blocks(codes: NDArray[np.int32]) -> float:
+    """Share of the blocks of 4 rows that are 0, of codes [2, 8, 24]."""
+    return float((codes.reshape(2, 2, 4, 24) == 0).all(axis=2).mean())
+
+
+def test_the_price_decides_how_much_goes() -> None:
+    layer = problem(1, 16, 40, seed=10)
+    zeros = []
+    for step in (0.01, 0.1, 0.5, 2.0):
+        recipe = PruneByRate(step)
+        zeros.append((recipe.codes(layer, recipe.scales(layer)).codes == 0).mean())
+    assert zeros == sorted(zeros)
+    assert zeros[-1] > zeros[0] + 0.3
+
+
+def test_a_layer_too_large_for_the_surgeon_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, recipe = problem(1, 4, 12, seed=11), PruneByRate(0.1)
+    monkeypatch.setattr(recipes_prune, "OPERATIONS_MAX", 1.0)
+    with pytest.raises(RecipeError, match="4 channels of 12 weights are too many"):
+        recipe.codes(layer, recipe.scales(layer))
 
 
 def test_dead_inputs_and_rows_of_zeros_are_no_trouble() -> None:

@@ -163,6 +163,18 @@ def test_more_sparsity_removes_more_of_the_same_and_loses_no_less(
     assert less.loss <= more.loss * (1 + 1e-9) + 1e-12
 
 
+@given(LAYERS, BLOCKS, st.floats(0, 30))
+def test_below_a_price_all_units_go_that_cost_less_and_no_other(whole: Layer, pattern: Blocks, price: float) -> None:
+    weights, matrices, importance = whole
+    found = trace(weights, matrices, pattern, importance)
+    kept = found.kept_below(price)
+    cheapest = found.kept(1.0 - float(kept.mean()))
+    np.testing.assert_array_equal(kept, cheapest)
+    assert not found.kept_below(np.inf).any()
+    # What went has cost, for each weight, no more than the price on average.
+    assert loss(refit(weights, matrices, kept), whole) <= price * (~kept).sum() * (1 + 1e-9) + 1e-12
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_a_greedy_mask_is_near_the_best_of_all(seed: int) -> None:
     weights, matrices, _ = layer(1, 1, 8, seed)
