@@ -47,9 +47,13 @@ class BitEncoder:
             self._high = self._high << 8 & _MASK | 0xFF
         return bit
 
-    def finish(self) -> bytes:
-        """All that was written, as short as zeros behind the end permit. The encoder is used up."""
-        for count in range(STATE_BYTES + 1):
+    def finish(self, *, whole: bool = False) -> bytes:
+        """All that was written. The encoder is used up.
+
+        Args:
+            whole: Other data follows; else the end is as short as zeros behind it permit.
+        """
+        for count in range(STATE_BYTES if whole else 0, STATE_BYTES + 1):
             unit = 1 << 8 * (STATE_BYTES - count)
             number = -(-self._low // unit) * unit
             if number <= self._high:

@@ -9,11 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from passes.coding.byte_model import ByteModel
+from passes.coding.lanes import LaneModel, decode_lanes, encode_lanes
 from passes.coding.mixing import Mixer
 from passes.coding.range_coder import BitCoder, BitDecoder, BitEncoder, CodingError
 
 MODELS = 8
 """Banks of adaptive states: arrays of one kind share a bank."""
+
+_SCALAR_LEAST = 1 << 14
+_SCALAR_TOTAL = 300_000
+"""Smaller arrays, and the first so many symbols, are coded one by one: fewer bytes, in seconds. The rest is laned."""
+_TRAILER = 4
 
 _NODES = 32
 _LENGTHS = 12
@@ -185,7 +191,10 @@ class Encoder:
     def __init__(self) -> None:
         self._coder = BitEncoder()
         self._models: dict[int, _Model] = {}
+        self._lanes: dict[int, LaneModel] = {}
         self._text: ByteModel | None = None
+        self._written = 0
+        self._blocks = bytearray()
 
     def write(self, values: NDArray[np.integer], model: int = 0, kernel: tuple[int, ...] = ()) -> None:
         """Append one array.
@@ -204,6 +213,11 @@ class Encoder:
             return
         if int(values.min()) < -(1 << 31) or int(values.max()) >= 1 << 31:
             raise CodingError("values must be within int32")
+        if _laned(values.size, self._written):
+            lanes = self._lanes.setdefault(_checked(model), LaneModel())
+            self._blocks += encode_lanes(values, kernel, lanes)
+            return
+        self._written += values.size
         model_of(self._models, model, self._coder).code(values.tolist(), values.shape[0], values.shape[1], kernel)
 
     def write_bytes(self, data: bytes) -> None:
@@ -212,8 +226,14 @@ class Encoder:
         self._text.code(data, len(data))
 
     def finish(self) -> bytes:
-        """All that was written. The encoder is used up."""
-        return self._coder.finish()
+        """All that was written. The encoder is used up.
+
+        The laned arrays stand behind the others, and behind them where they begin.
+        """
+        if not self._blocks:
+            return self._coder.finish()
+        coded = self._coder.finish(whole=True)
+        return coded + bytes(self._blocks) + len(coded).to_bytes(_TRAILER, "little")
 
 
 class Decoder:
@@ -224,21 +244,39 @@ class Decoder:
     """
 
     def __init__(self, data: bytes) -> None:
+        self._data = data
         self._coder = BitDecoder(data)
         self._models: dict[int, _Model] = {}
+        self._lanes: dict[int, LaneModel] = {}
         self._text: ByteModel | None = None
+        self._read = 0
+        self._begin = self._next = -1
 
     def read(self, rows: int, columns: int, model: int = 0, kernel: tuple[int, ...] = ()) -> NDArray[np.int32]:
         """The next array, int32 [rows, columns]; the arguments are those of its `Encoder.write`."""
         if rows * columns == 0:
             return np.zeros((rows, columns), np.int32)
+        if _laned(rows * columns, self._read):
+            return self._read_laned(rows, columns, model, kernel)
+        self._read += rows * columns
         coded = model_of(self._models, model, self._coder).code(None, rows, columns, kernel)
         return np.array(coded, np.int32)
 
     @property
     def position(self) -> int:
         """Bytes of the data that were needed so far."""
-        return self._coder.position
+        return self._coder.position + self._next - self._begin
+
+    def _read_laned(self, rows: int, columns: int, model: int, kernel: tuple[int, ...]) -> NDArray[np.int32]:
+        end = len(self._data) - _TRAILER
+        if self._next < 0:
+            self._begin = self._next = int.from_bytes(self._data[max(end, 0) :], "little")
+        if self._next > end:
+            raise CodingError("the coded data ends too soon")
+        lanes = self._lanes.setdefault(_checked(model), LaneModel())
+        values, taken = decode_lanes(self._data[self._next : end], rows, columns, kernel, lanes)
+        self._next += taken
+        return values
 
     def read_bytes(self, size: int) -> bytes:
         """The next string, of `size` bytes."""
@@ -251,16 +289,28 @@ class Decoder:
         Raises:
             CodingError: Something is left over.
         """
-        self._coder.finish()
+        if self._next < 0:
+            self._coder.finish()
+        elif self._coder.position != self._begin or self._next != len(self._data) - _TRAILER:
+            raise CodingError("the parts of the coded data have not the sizes that were read")
 
 
 def model_of(models: dict[int, _Model], model: int, coder: BitCoder) -> _Model:
     """The bank `model`, made when first used."""
-    if not 0 <= model < MODELS:
-        raise CodingError(f"model must be 0 to {MODELS - 1}, not {model}")
-    if model not in models:
+    if _checked(model) not in models:
         models[model] = _Model(coder)
     return models[model]
+
+
+def _checked(model: int) -> int:
+    if not 0 <= model < MODELS:
+        raise CodingError(f"model must be 0 to {MODELS - 1}, not {model}")
+    return model
+
+
+def _laned(size: int, written: int) -> bool:
+    """Whether an array goes to the lanes, of a stream that has coded `written` symbols one by one."""
+    return size >= _SCALAR_LEAST and written + size > _SCALAR_TOTAL
 
 
 def encode(values: NDArray[np.integer], kernel: tuple[int, ...] = ()) -> bytes:

@@ -166,6 +166,18 @@ enum {
     PLACES = 16,
     LARGEST = 255,
     GUESS_LIMIT = 1 << 17,
+    SCALAR_LEAST = 1 << 14,
+    SCALAR_TOTAL = 300000,
+    TRAILER = 4,
+    LANE_SYMBOLS = 1 << 11,
+    CHANNELS_LEAST = 16,
+    LANE_CONTEXTS = 96,
+    TOKENS = 128,
+    ESCAPE = TOKENS - 1,
+    EXACT = 15,
+    SHARED = 24,
+    KEPT = 512,
+    INTERVAL = 63,
     SYMBOL_RATE = 16,
     TEXT_RATE = 13
 };
@@ -177,6 +189,10 @@ void edgec_symbols_open(edgec_symbols *symbols, const uint8_t *data, size_t size
     bits_open(&symbols->bits, data, size);
     for (int i = 0; i < EDGEC_SYMBOLS_BANKS; i++)
         symbols->banks[i].used = 0;
+    memset(symbols->lane_banks, 0, sizeof symbols->lane_banks);
+    symbols->laned = 0;
+    symbols->read = 0;
+    symbols->begin = symbols->next = symbols->end = 0;
 }
 
 static void bank_open(edgec_bank *bank)
@@ -283,6 +299,29 @@ static int neighbours(const int32_t *at, size_t row, size_t column, size_t colum
 #undef SEEN
 }
 
+static edgec_symbols_status laned_read(edgec_symbols *symbols, int32_t *values, size_t rows, size_t columns,
+                                       unsigned bank, size_t period, size_t width, uint64_t *sums)
+{
+    const uint8_t *data = symbols->bits.data;
+    if (!symbols->laned) {
+        if (symbols->bits.size < TRAILER)
+            return EDGEC_SYMBOLS_SHORT;
+        symbols->laned = 1;
+        symbols->end = symbols->bits.size - TRAILER;
+        for (int i = TRAILER - 1; i >= 0; i--)
+            symbols->begin = symbols->begin << 8 | data[symbols->end + (size_t)i];
+        symbols->next = symbols->begin;
+    }
+    if (symbols->next > symbols->end)
+        return EDGEC_SYMBOLS_SHORT;
+    size_t taken = 0;
+    edgec_symbols_status status =
+        edgec_lanes_read(&symbols->lanes, &symbols->lane_banks[bank], data + symbols->next,
+                         symbols->end - symbols->next, &taken, values, rows, columns, period, width, sums);
+    symbols->next += taken;
+    return status;
+}
+
 edgec_symbols_status edgec_symbols_read(edgec_symbols *symbols, int32_t *values, size_t rows, size_t columns,
                                         unsigned bank_number, size_t period, size_t width, uint64_t *sums)
 {
@@ -291,6 +330,10 @@ edgec_symbols_status edgec_symbols_read(edgec_symbols *symbols, int32_t *values,
     if (bank_number >= EDGEC_SYMBOLS_BANKS || !period || !width || width > period || rows > 0x7FFFFFFF / columns ||
         period > 0x3FFFFFFF)
         return EDGEC_SYMBOLS_ARGUMENT;
+    uint64_t size = (uint64_t)rows * columns;
+    if (size >= SCALAR_LEAST && symbols->read + size > SCALAR_TOTAL)
+        return laned_read(symbols, values, rows, columns, bank_number, period, width, sums);
+    symbols->read += size;
     edgec_bank *bank = &symbols->banks[bank_number];
     if (!bank->used)
         bank_open(bank);
@@ -316,14 +359,14 @@ edgec_symbols_status edgec_symbols_read(edgec_symbols *symbols, int32_t *values,
             int64_t unit = (int64_t)mean + 64;
             int64_t step = clamped(divided(6 * guess + (unit >> 1), unit), -7, 7);
             uint64_t left = column ? (uint64_t)magnitude(small(at - 1)) : 0;
-            uint64_t size = left < 3 ? left : (uint64_t)length_of(left) + 1;
+            uint64_t sized = left < 3 ? left : (uint64_t)length_of(left) + 1;
             uint64_t around = 2 * (uint64_t)magnitude(near[0]) + (uint64_t)magnitude(near[1]) +
                               (uint64_t)magnitude(near[2]) + 2 * (uint64_t)(magnitude(near[5]) +
                               (count > 6 ? magnitude(near[6]) : 0));
             size_t place = period > 1 && period <= PLACES ? column % period : 0;
             size_t contexts[4] = {
                 0, COLUMN + quarter(column_mean) * NODES,
-                NEAR + (half((3 * product + (around << 5)) >> 2) * 8 + (size < 7 ? size : 7)) * NODES,
+                NEAR + (half((3 * product + (around << 5)) >> 2) * 8 + (size_t)(sized < 7 ? sized : 7)) * NODES,
                 PRODUCT + (quarter(product) * 8 + (size_t)magnitude(step)) * NODES};
             size_t signs[3] = {SIGN + sign_of(near[2]), GUESS + (size_t)(step + 7),
                                PLACE + (size_t)(step + 7) * PLACES + place};
@@ -349,7 +392,248 @@ edgec_symbols_status edgec_symbols_read(edgec_symbols *symbols, int32_t *values,
 
 edgec_symbols_status edgec_symbols_finish(const edgec_symbols *symbols)
 {
-    return bits_finish(&symbols->bits);
+    if (!symbols->laned)
+        return bits_finish(&symbols->bits);
+    if (symbols->bits.failed)
+        return EDGEC_SYMBOLS_SHORT;
+    return symbols->bits.next == symbols->begin && symbols->next == symbols->end ? EDGEC_SYMBOLS_OK
+                                                                                 : EDGEC_SYMBOLS_LEFT;
+}
+
+/* Lanes: see passes/coding/lanes.py */
+
+typedef struct {
+    size_t rows, period, width, channels, lanes;
+} walk;
+
+static walk walk_of(size_t rows, size_t columns, size_t period, size_t width)
+{
+    if (columns % period)
+        period = width = 1;
+    walk w = {rows, period, width, columns / period, 0};
+    if (w.channels < CHANNELS_LEAST) {
+        w.channels = rows * columns;
+        w.rows = w.period = w.width = 1;
+    }
+    size_t lanes = rows * columns / LANE_SYMBOLS;
+    if (lanes < 1)
+        lanes = 1;
+    if (lanes > w.channels)
+        lanes = w.channels;
+    w.lanes = lanes < EDGEC_LANES ? lanes : EDGEC_LANES;
+    return w;
+}
+
+static void lanes_begin(edgec_lane_bank *bank)
+{
+    for (size_t context = 0; context < LANE_CONTEXTS; context++) {
+        uint32_t *counts = bank->counts + context * TOKENS;
+        uint64_t total = 0;
+        for (size_t token = 0; token < TOKENS; token++)
+            total += counts[token];
+        if (total < KEPT)
+            total = KEPT;
+        for (size_t token = 0; token < TOKENS; token++)
+            counts[token] = (uint32_t)(((uint64_t)counts[token] * KEPT + total - 1) / total);
+    }
+}
+
+/* Count what was seen since, and make the frequencies anew. */
+static void lanes_adapt(edgec_lanes *lanes, edgec_lane_bank *bank)
+{
+    uint64_t shared[TOKENS], blended[TOKENS], all = 0;
+    for (size_t cell = 0; cell < EDGEC_LANE_CELLS; cell++) {
+        bank->counts[cell] += lanes->seen[cell];
+        lanes->seen[cell] = 0;
+    }
+    for (size_t token = 0; token < TOKENS; token++) {
+        shared[token] = 0;
+        for (size_t context = 0; context < LANE_CONTEXTS; context++)
+            shared[token] += bank->counts[context * TOKENS + token];
+        shared[token] = shared[token] * 16 + 1;
+        all += shared[token];
+    }
+    uint32_t start = 0;
+    for (size_t context = 0; context < LANE_CONTEXTS; context++) {
+        uint64_t total = 0;
+        size_t most = 0;
+        uint32_t used = 0, frequency[TOKENS];
+        for (size_t token = 0; token < TOKENS; token++) {
+            blended[token] = ((uint64_t)bank->counts[context * TOKENS + token] << 12) + (shared[token] * SHARED << 12) / all;
+            total += blended[token];
+            if (blended[token] > blended[most])
+                most = token;
+        }
+        for (size_t token = 0; token < TOKENS; token++) {
+            frequency[token] = (uint32_t)(1 + blended[token] * (ONE - TOKENS) / total);
+            used += frequency[token];
+        }
+        frequency[most] += ONE - used;
+        for (size_t token = 0; token < TOKENS; token++) {
+            lanes->starts[context * TOKENS + token] = start;
+            start += frequency[token];
+        }
+    }
+    lanes->starts[EDGEC_LANE_CELLS] = start;
+}
+
+typedef struct {
+    const uint8_t *data;
+    size_t size, next;
+} words;
+
+/* Leave the symbol in which `slot`, the low bits of a state, was found. */
+static int lane_take(words *from, uint32_t *state, uint32_t slot, uint32_t first, uint32_t frequency)
+{
+    uint32_t left = (uint32_t)((uint64_t)frequency * (*state >> 16) + slot - first);
+    if (left < ONE) {
+        if (from->size - from->next < 2)
+            return 0;
+        left = left << 16 | (uint32_t)from->data[from->next] | (uint32_t)from->data[from->next + 1] << 8;
+        from->next += 2;
+    }
+    *state = left;
+    return 1;
+}
+
+static int lanes_raw(edgec_lanes *lanes, words *from, const uint8_t *bits, size_t count, int place)
+{
+    for (size_t lane = 0; lane < count; lane++) {
+        int share = 16 - bits[lanes->cells[lane] % TOKENS];
+        uint32_t slot = lanes->states[lane] & 0xFFFFu, value = slot >> share;
+        if (!lane_take(from, &lanes->states[lane], slot, value << share, (uint32_t)1 << share))
+            return 0;
+        lanes->raw[lane] |= value << place;
+    }
+    return 1;
+}
+
+static int32_t signed_of(uint32_t word)
+{
+    return word <= 0x7FFFFFFFu ? (int32_t)word : -1 - (int32_t)(0xFFFFFFFFu - word);
+}
+
+static int64_t lane_value(unsigned token, uint32_t raw)
+{
+    int64_t bucket = (token + 1) / 2, size = bucket;
+    if (token == ESCAPE)
+        return signed_of(raw);
+    if (bucket > EXACT) {
+        int64_t large = bucket - EXACT - 1;
+        size = ((4 + large % 4) << (large / 4 + 2)) + raw;
+    }
+    return token && token % 2 == 0 ? -size : size;
+}
+
+static size_t lane_context(const walk *w, const int32_t *at, size_t row, size_t place, uint64_t mean, uint64_t row_mean,
+                           uint64_t sum)
+{
+    size_t down = place / w->width, across = place % w->width, stride = w->period * w->channels, known = 0;
+    uint64_t around = 0, level = row_mean * (((sum << 8) + 3 * mean) / (row + 3)) / mean;
+    int64_t hint = 0;
+    const int32_t *near[4];
+    if (across)
+        near[known++] = at - 1;
+    if (down)
+        near[known++] = at - w->width;
+    for (size_t i = 0; i < known; i++)
+        hint += small(near[i]);
+    if (!known && row)
+        hint = small(at - stride);
+    for (size_t back = 1; back <= 2; back++)
+        if (row >= back)
+            near[known++] = at - back * stride;
+    for (size_t i = 0; i < known; i++)
+        around += (uint64_t)magnitude(small(near[i]));
+    if (known)
+        level = (3 * level + (around << 8) / known) >> 2;
+    return half(level) * 3 + sign_of(hint);
+}
+
+edgec_symbols_status edgec_lanes_read(edgec_lanes *lanes, edgec_lane_bank *bank, const uint8_t *data, size_t size,
+                                      size_t *taken, int32_t *values, size_t rows, size_t columns, size_t period,
+                                      size_t width, uint64_t *sums)
+{
+    const walk w = walk_of(rows, columns, period, width);
+    words from = {data, size, 4 * w.lanes};
+    uint8_t bits[3][TOKENS];
+    *taken = 0;
+    if (size < from.next)
+        return EDGEC_SYMBOLS_SHORT;
+    memset(bits, 0, sizeof bits);
+    for (int token = 2 * EXACT + 1; token < ESCAPE; token++)
+        bits[0][token] = (uint8_t)(((token + 1) / 2 - EXACT - 1) / 4 + 2);
+    bits[0][ESCAPE] = bits[1][ESCAPE] = 11;
+    bits[2][ESCAPE] = 10;
+    for (size_t lane = 0; lane < w.lanes; lane++)
+        lanes->states[lane] = (uint32_t)data[4 * lane] | (uint32_t)data[4 * lane + 1] << 8 |
+                              (uint32_t)data[4 * lane + 2] << 16 | (uint32_t)data[4 * lane + 3] << 24;
+    memset(lanes->seen, 0, sizeof lanes->seen);
+    for (size_t i = 0; i < columns; i++)
+        sums[i] = 0;
+    lanes_begin(bank);
+    uint64_t total = 0, done = 0, step = 0, due = 0;
+    for (size_t row = 0; row < w.rows; row++) {
+        uint64_t row_total = 0, row_done = 0;
+        for (size_t place = 0; place < w.period; place++) {
+            for (size_t first = 0; first < w.channels; first += w.lanes, step++) {
+                size_t count = w.channels - first < w.lanes ? w.channels - first : w.lanes;
+                int32_t *at = values + (row * w.channels + first) * w.period + place;
+                uint64_t mean = ((total + 1) << 8) / (done + 1) + 1;
+                uint64_t row_mean = ((row_total << 8) + 4 * mean) / (row_done + 4);
+                int needs_raw = 0, needs_wide = 0;
+                if (step >= due) {
+                    lanes_adapt(lanes, bank);
+                    due = step + 1 + (step >> 2 < INTERVAL ? step >> 2 : INTERVAL);
+                }
+                for (size_t lane = 0; lane < count; lane++) {
+                    uint64_t sum = w.rows > 1 ? sums[(first + lane) * w.period + place] : 0;
+                    size_t context = lane_context(&w, at + lane * w.period, row, place, mean, row_mean, sum);
+                    uint32_t slot = lanes->states[lane] & 0xFFFFu;
+                    uint32_t target = (uint32_t)context * ONE + slot;
+                    size_t low = context * TOKENS, high = low + TOKENS - 1;
+                    while (low < high) {
+                        size_t middle = (low + high + 1) / 2;
+                        if (lanes->starts[middle] <= target)
+                            low = middle;
+                        else
+                            high = middle - 1;
+                    }
+                    uint32_t start = lanes->starts[low];
+                    if (!lane_take(&from, &lanes->states[lane], slot, start & 0xFFFFu, lanes->starts[low + 1] - start))
+                        return EDGEC_SYMBOLS_SHORT;
+                    lanes->cells[lane] = (uint16_t)low;
+                    lanes->raw[lane] = 0;
+                    lanes->seen[low]++;
+                    needs_raw |= bits[0][low % TOKENS] != 0;
+                    needs_wide |= low % TOKENS == ESCAPE;
+                }
+                if (needs_raw && !lanes_raw(lanes, &from, bits[0], count, 0))
+                    return EDGEC_SYMBOLS_SHORT;
+                if (needs_wide && (!lanes_raw(lanes, &from, bits[1], count, 11) ||
+                                   !lanes_raw(lanes, &from, bits[2], count, 22)))
+                    return EDGEC_SYMBOLS_SHORT;
+                for (size_t lane = 0; lane < count; lane++) {
+                    int32_t *value = at + lane * w.period;
+                    *value = (int32_t)lane_value(lanes->cells[lane] % TOKENS, lanes->raw[lane]);
+                    uint64_t seen = (uint64_t)magnitude(small(value));
+                    total += seen;
+                    row_total += seen;
+                    if (w.rows > 1)
+                        sums[(first + lane) * w.period + place] += seen;
+                }
+                done += count;
+                row_done += count;
+            }
+        }
+    }
+    for (size_t cell = 0; cell < EDGEC_LANE_CELLS; cell++)
+        bank->counts[cell] += lanes->seen[cell];
+    *taken = from.next;
+    for (size_t lane = 0; lane < w.lanes; lane++)
+        if (lanes->states[lane] != ONE)
+            return EDGEC_SYMBOLS_RANGE;
+    return EDGEC_SYMBOLS_OK;
 }
 
 /* Strings of bytes */

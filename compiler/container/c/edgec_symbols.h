@@ -13,13 +13,15 @@ typedef enum {
     EDGEC_SYMBOLS_OK = 0,
     EDGEC_SYMBOLS_SHORT,    /* the data ends too soon */
     EDGEC_SYMBOLS_LEFT,     /* data is left over */
-    EDGEC_SYMBOLS_RANGE,    /* a number does not fit 32 bits */
+    EDGEC_SYMBOLS_RANGE,    /* a number does not fit 32 bits, or the lanes do not end where they began */
     EDGEC_SYMBOLS_ARGUMENT  /* no such bank, or a size out of range */
 } edgec_symbols_status;
 
 #define EDGEC_SYMBOLS_BANKS 8
 #define EDGEC_SYMBOLS_SLOTS 26978
 #define EDGEC_SYMBOLS_SETS 33
+#define EDGEC_LANES 4096
+#define EDGEC_LANE_CELLS (96 * 128)
 #define EDGEC_TEXT_SLOTS 1049216
 #define EDGEC_TEXT_SETS 129
 #define EDGEC_TEXT_INPUTS 10
@@ -48,8 +50,23 @@ typedef struct {
 } edgec_bank;
 
 typedef struct {
+    uint32_t counts[EDGEC_LANE_CELLS];
+} edgec_lane_bank;
+
+typedef struct {
+    uint32_t seen[EDGEC_LANE_CELLS], starts[EDGEC_LANE_CELLS + 1];
+    uint32_t states[EDGEC_LANES], raw[EDGEC_LANES];
+    uint16_t cells[EDGEC_LANES];
+} edgec_lanes;
+
+typedef struct {
     edgec_bits bits;
     edgec_bank banks[EDGEC_SYMBOLS_BANKS];
+    edgec_lane_bank lane_banks[EDGEC_SYMBOLS_BANKS];
+    edgec_lanes lanes;
+    size_t begin, next, end;
+    uint64_t read;
+    int laned;
 } edgec_symbols;
 
 typedef struct {
@@ -76,6 +93,11 @@ edgec_symbols_status edgec_symbols_read(edgec_symbols *symbols, int32_t *values,
 
 /* EDGEC_SYMBOLS_LEFT unless all of the stream was read. */
 edgec_symbols_status edgec_symbols_finish(const edgec_symbols *symbols);
+
+/* One array by the lanes alone, from data[0..size); *taken bytes of it. bank is zero before the first array. */
+edgec_symbols_status edgec_lanes_read(edgec_lanes *lanes, edgec_lane_bank *bank, const uint8_t *data, size_t size,
+                                      size_t *taken, int32_t *values, size_t rows, size_t columns, size_t period,
+                                      size_t width, uint64_t *sums);
 
 /* A model of bytes that has read nothing.
 

@@ -50,6 +50,27 @@ static void arrays(edgec_symbols *symbols)
     free(stream);
 }
 
+/* stream, rows columns period width -> numbers, "taken", "status": one array by the lanes */
+static void lanes(edgec_symbols *symbols)
+{
+    size_t size = number(), taken = 0;
+    uint8_t *stream = data(size);
+    size_t rows = number(), columns = number(), period = number(), width = number();
+    int32_t *values = malloc((rows * columns + 1) * sizeof *values);
+    uint64_t *sums = malloc((columns + 1) * sizeof *sums);
+    if (!values || !sums)
+        exit(2);
+    edgec_symbols_open(symbols, stream, size);
+    edgec_symbols_status status = edgec_lanes_read(&symbols->lanes, &symbols->lane_banks[0], stream, size, &taken,
+                                                   values, rows, columns, period, width, sums);
+    for (size_t j = 0; j < rows * columns && status == EDGEC_SYMBOLS_OK; j++)
+        printf("%ld ", (long)values[j]);
+    printf("%lu status %d\n", (unsigned long)taken, (int)status);
+    free(values);
+    free(sums);
+    free(stream);
+}
+
 /* stream, learned bytes, size -> bytes, "status" */
 static void text(edgec_text *model)
 {
@@ -87,6 +108,8 @@ int main(void)
     while (scanf(" %c", &kind) == 1)
         if (kind == 'a')
             arrays(symbols);
+        else if (kind == 'l')
+            lanes(symbols);
         else
             text(model);
     free(symbols);

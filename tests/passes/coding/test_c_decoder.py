@@ -13,8 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from passes.coding.lanes import LaneModel, decode_lanes, encode_lanes
 from passes.coding.range_coder import CodingError
 from passes.coding.symbols import Decoder, Encoder, decode_bytes, encode_bytes
+from tests.passes.coding.test_lanes import ARRAYS as LARGE
+from tests.passes.coding.test_lanes import KERNELS as LANE_KERNELS
 from tests.passes.coding.test_symbols import ARRAYS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -49,6 +52,10 @@ def arrays_request(data: bytes, written: Written) -> str:
         (*values.shape, model, math.prod(kernel), kernel[-1] if kernel else 1) for values, model, kernel in written
     ]
     return f"a {numbers(data)} {len(fields)} " + " ".join(str(number) for field in fields for number in field)
+
+
+def lanes_request(data: bytes, shape: tuple[int, ...], kernel: tuple[int, ...]) -> str:
+    return f"l {numbers(data)} {shape[0]} {shape[1]} {math.prod(kernel)} {kernel[-1] if kernel else 1}"
 
 
 def answers(program: Path, *requests: str) -> list[list[str]]:
@@ -92,6 +99,41 @@ def test_c_and_python_take_the_same_damage_the_same_way(program: Path, written: 
     assert (answer[-1] == "0") == (expected is not None)
     if expected is not None:
         assert answer[:-2] == expected
+
+
+@EVERY
+@given(LARGE, LANE_KERNELS)
+def test_c_reads_the_lanes_that_python_wrote(
+    program: Path, values: NDArray[np.int32], kernel: tuple[int, ...]
+) -> None:
+    coded = encode_lanes(values, kernel, LaneModel())
+    (answer,) = answers(program, lanes_request(coded, values.shape, kernel))
+    assert answer == [*map(str, values.ravel()), str(len(coded)), "status", "0"]
+
+
+@EVERY
+@given(LARGE, LANE_KERNELS, st.data())
+def test_c_and_python_take_damaged_lanes_the_same_way(
+    program: Path, values: NDArray[np.int32], kernel: tuple[int, ...], draw: st.DataObject
+) -> None:
+    data = bytearray(encode_lanes(values, kernel, LaneModel()))
+    data[draw.draw(st.integers(0, len(data) - 1))] ^= draw.draw(st.integers(1, 255))
+    del data[draw.draw(st.integers(0, len(data))) :]
+    (answer,) = answers(program, lanes_request(bytes(data), values.shape, kernel))
+    try:
+        found, taken = decode_lanes(bytes(data), *values.shape, kernel, LaneModel())
+        assert answer == [*map(str, found.ravel()), str(taken), "status", "0"]
+    except CodingError:
+        assert answer[-1] != "0"
+
+
+def test_c_reads_a_stream_of_large_and_small_arrays(program: Path) -> None:
+    rng = np.random.default_rng(1)
+    shapes = ((5, 7), (600, 601), (20, 20), (130, 1000), (64, 576), (3, 3))
+    written: Written = [(rng.integers(-3, 4, shape).astype(np.int32), 1, (3, 3)) for shape in shapes]
+    (answer,) = answers(program, arrays_request(stream(written), written))
+    assert answer[:-2] == [str(value) for values, _, _ in written for value in values.ravel()]
+    assert answer[-1] == "0"
 
 
 @EVERY

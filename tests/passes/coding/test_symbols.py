@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ ARRAYS = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(ARRAYS, st.sampled_from([(), (3,), (2, 2)]))
 def test_what_was_encoded_is_decoded(values: NDArray[np.int32], kernel: tuple[int, ...]) -> None:
     found = decode(encode(values, kernel), *values.shape, kernel)
@@ -25,6 +26,7 @@ def test_what_was_encoded_is_decoded(values: NDArray[np.int32], kernel: tuple[in
     assert np.array_equal(found, values)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(ARRAYS, st.integers(0, 3)), max_size=5))
 def test_arrays_of_several_models_share_one_stream(arrays: list[tuple[NDArray[np.int32], int]]) -> None:
     encoder = Encoder()
@@ -41,6 +43,7 @@ def test_values_beyond_int32_are_refused() -> None:
         encode(np.array([[1 << 31]]))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200) | st.text("ab/_1290", max_size=200).map(str.encode))
 def test_strings_come_back(data: bytes) -> None:
     assert decode_bytes(encode_bytes(data), len(data)) == data
