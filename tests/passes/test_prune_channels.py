@@ -83,6 +83,25 @@ def test_the_loss_of_an_option_is_the_error_that_is_measured() -> None:
         assert measured == pytest.approx(option.loss, rel=1e-3)
 
 
+def test_errors_that_all_positions_share_count_as_they_matter() -> None:
+    """scattered * E[error^2] + shared * E[(mean error of a sample)^2], and the refit minimizes it."""
+    loaded = network()
+    group = next(g for g in groups(loaded) if g.name == "b")
+    moments = collect_moments(loaded, SAMPLES, ["c"])
+    rows = np.linspace(0.5, 1.5, 8)
+    weighed = {"c": Importance(rows, 20 * rows)}
+    losses = {}
+    for name, importance in (("weighed", weighed), ("plain", None)):
+        result = loaded.clone()
+        (option,) = options(loaded, group, moments, [3], importance=weighed)
+        PruneChannels({"b": option.removed}, moments, importance=importance, ridge=1e-9)(result)
+        errors = layer_outputs(result, "c", SAMPLES["x"]).astype(np.float64) - layer_outputs(loaded, "c", SAMPLES["x"])
+        each, shared = np.square(errors).mean(axis=(0, 2, 3)), np.square(errors.mean(axis=(2, 3))).mean(axis=0)
+        losses[name] = float((rows * each + 20 * rows * shared).sum())
+    assert losses["weighed"] == pytest.approx(option.loss, rel=1e-2)
+    assert losses["weighed"] < losses["plain"]
+
+
 @pytest.mark.parametrize("group", ["a", "b", "d"])
 def test_a_refit_never_errs_more_than_plain_removal(group: str) -> None:
     loaded = network()
