@@ -31,7 +31,9 @@ def test_what_was_encoded_is_decoded(values: NDArray[np.int32], kernel: tuple[in
     assert taken == len(coded)
 
 
-@pytest.mark.parametrize(("shape", "kernel", "lanes"), [((64, 576), (3, 3), 18), ((2048, 512), (), 512), ((9, 4), (), 1)])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "lanes"), [((64, 576), (3, 3), 18), ((2048, 512), (), 512), ((9, 4), (), 1)]
+)
 def test_lanes_grow_with_the_array(shape: tuple[int, int], kernel: tuple[int, ...], lanes: int) -> None:
     assert walk_of(*shape, kernel).lanes == lanes
 
