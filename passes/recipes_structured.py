@@ -13,7 +13,7 @@ from passes.recipes import Coded, Problem, Recipe, RecipeError
 from passes.recipes_uniform import limit_of
 from passes.solvers import circulant, symmetry
 from passes.solvers.circulant import Blocks
-from passes.solvers.tied import Rows
+from passes.solvers.tied import Rows, rounded
 from passes.storage_structured import CirculantBlocks, SharedFilters
 
 PARAMETERS_MAX = 4096
@@ -131,10 +131,11 @@ class Shared:
 
     def codes(self, problem: Problem, scale: NDArray[np.float64]) -> Coded:
         found = self._sharing(problem)
-        shared = []
-        for leader in range(len(found.leaders)):
-            members, rows = symmetry.rows_of(*_arrays(problem), problem.kernel, found, leader)
-            shared.append(rows.rounded(scale.reshape(-1)[members], self.limit))
+        parts = [
+            symmetry.rows_of(*_arrays(problem), problem.kernel, found, leader) for leader in range(len(found.leaders))
+        ]
+        scales = [scale.reshape(-1)[members] for members, _ in parts]
+        shared = rounded([rows for _, rows in parts], scales, self.limit)
         filters = np.stack(shared).astype(np.int8).reshape(len(shared), -1, *problem.kernel)
         shape = problem.weights.shape[:2]
         storage = SharedFilters(
@@ -222,8 +223,8 @@ def _circulant_scales(problem: Problem, blocks: Blocks, limit: int, rounds: int)
 def _circulant_codes(problem: Problem, blocks: Blocks, scale: NDArray[np.float64], limit: int) -> Coded:
     parameters = np.zeros((len(problem.weights), blocks.down, blocks.row_parameters), np.int8)
     for group, arrays in enumerate(zip(*_arrays(problem), strict=True)):
-        for block_row in range(blocks.down):
-            rows = circulant.rows_of(*arrays, blocks, block_row)
-            parameters[group, block_row] = rows.rounded(scale[group, blocks.members(block_row)], limit)
+        rows = [circulant.rows_of(*arrays, blocks, block_row) for block_row in range(blocks.down)]
+        scales = [scale[group, blocks.members(block_row)] for block_row in range(blocks.down)]
+        parameters[group] = rounded(rows, scales, limit)
     storage = CirculantBlocks(blocks, parameters)
     return Coded(storage.codes(), storage)

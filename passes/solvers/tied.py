@@ -6,7 +6,8 @@ and the row has a factor of its own. Then sum_i g_i d_i H d_i^T is a quadratic o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -85,16 +86,38 @@ class Rows:
             parameters = self.best(factors)
         return parameters, factors
 
-    def rounded(self, scale: Vector, limit: int) -> NDArray[np.int32]:
-        """Integer parameters at these factors, int32 [size]: GPTQ in the space of the parameters, then polish."""
-        largest = float(scale.max())
-        matrix, right = self.normal(scale / largest)
-        exact = np.asarray(np.linalg.solve(matrix, right) / largest, np.float64)[None]
-        swept = gptq(exact, matrix, np.ones(1), limit)
-        return np.asarray(polish(exact, swept, matrix, limit)[0].astype(np.int32))
-
     def _pulled(self, rows: Matrix) -> Matrix:
         """Every row times its H."""
         if len(self.hessian) == 1:
             return rows @ self.hessian[0]
         return np.asarray(np.einsum("rt,rtu->ru", rows, self.hessian))
+
+
+def rounded(problems: Sequence[Rows], scales: Sequence[Vector], limit: int) -> list[NDArray[np.int32]]:
+    """Integer parameters of every problem, where the factors are its scales, int32 [size].
+
+    Each aims at its own least squares. GPTQ and polish then round those whose rows read their parameters alike in one
+    sweep, in the metric in which these rows count alike.
+
+    Args:
+        problems: Any.
+        scales: Positive, float64 [rows] for each problem.
+        limit: Largest magnitude of a code.
+    """
+    alike: dict[tuple[bytes, bytes], list[int]] = {}
+    for index, problem in enumerate(problems):
+        alike.setdefault((problem.ids.tobytes(), problem.hessian.tobytes()), []).append(index)
+    result: list[NDArray[np.int32]] = [np.empty(0, np.int32)] * len(problems)
+    for indices in alike.values():
+        exact = np.stack([_exact_codes(problems[index], scales[index]) for index in indices])
+        some = problems[indices[0]]
+        matrix, _ = replace(some, importance=np.ones(len(some.ids))).normal(np.ones(len(some.ids)))
+        swept = gptq(exact, matrix, np.ones(len(exact)), limit)
+        for index, codes in zip(indices, polish(exact, swept, matrix, limit), strict=True):
+            result[index] = codes.astype(np.int32)
+    return result
+
+
+def _exact_codes(problem: Rows, scale: Vector) -> Vector:
+    largest = float(scale.max())
+    return problem.best(scale / largest) / largest
