@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "edgec_primer.h"
 #include "edgec_symbols.h"
 
 #if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0
@@ -189,7 +190,7 @@ enum { CONV = 0, DEPTHWISE, GEMM, SETTINGS, SCALE_STEPS, BIAS_BANK, INDICES, WOR
 
 typedef struct {
     slice name;
-    uint64_t data_type, rank, dim0, dim1, kernel, elements, bytes; /* kernel: the product of dims[2:] */
+    uint64_t data_type, rank, dim0, dim1, last, kernel, elements, bytes; /* kernel: the product of dims[2:] */
     tensor_role role;
     file_part part;
     long source, target, weight; /* scales of its layer, -1 where there is none */
@@ -202,6 +203,7 @@ static edgec_status add_dim(tensor *out, uint64_t size, int *is_good)
         out->dim0 = size;
     else if (out->rank == 2)
         out->dim1 = size;
+    out->last = size;
     if (size > 0x7FFFFFFF || out->rank > RANK_MAX) {
         *is_good = 0;
         return EDGEC_OK;
@@ -574,7 +576,9 @@ static unsigned bank_of(const tensor *t)
 
 /* The streams */
 
-static edgec_status read_values(decoder *d, uint64_t rows, uint64_t columns, unsigned bank, uint64_t kernel)
+/* The next array into d->values; `period` and `width` of its kernel, 1 where there is none. */
+static edgec_status read_kernels(decoder *d, uint64_t rows, uint64_t columns, unsigned bank, uint64_t period,
+                                 uint64_t width)
 {
     uint64_t count = rows * columns;
     free(d->values);
@@ -583,14 +587,23 @@ static edgec_status read_values(decoder *d, uint64_t rows, uint64_t columns, uns
         return EDGEC_NO_MEMORY;
     if (!count)
         return EDGEC_OK;
-    CHECK(rows <= 0x7FFFFFFF && columns <= 0x7FFFFFFF);
-    return edgec_symbols_read(d->symbols, d->values, (size_t)rows, (size_t)columns, bank, (size_t)kernel) ? EDGEC_DAMAGED
-                                                                                                        : EDGEC_OK;
+    uint64_t *sums = allocated((size_t)columns, sizeof *sums);
+    if (!sums)
+        return EDGEC_NO_MEMORY;
+    edgec_symbols_status status = edgec_symbols_read(d->symbols, d->values, (size_t)rows, (size_t)columns, bank,
+                                                     (size_t)period, (size_t)width, sums);
+    free(sums);
+    return status == EDGEC_SYMBOLS_OK ? EDGEC_OK : EDGEC_DAMAGED;
+}
+
+static edgec_status read_values(decoder *d, uint64_t rows, uint64_t columns, unsigned bank)
+{
+    return read_kernels(d, rows, columns, bank, 1, 1);
 }
 
 static edgec_status read_setting(decoder *d, int32_t *value)
 {
-    TRY(read_values(d, 1, 1, SETTINGS, 1));
+    TRY(read_values(d, 1, 1, SETTINGS));
     *value = d->values[0];
     return EDGEC_OK;
 }
@@ -649,7 +662,7 @@ static edgec_status read_words(decoder *d, uint8_t *out, uint64_t count, unsigne
         }
         TRY(read_setting(d, &offset));
         CHECK(0 <= offset && offset <= 255);
-        TRY(read_values(d, rows, count / rows, WORD_BANK, 1));
+        TRY(read_values(d, rows, count / rows, WORD_BANK));
         for (uint64_t i = 0; i < count; i++) {
             CHECK(-128 <= d->values[i] && d->values[i] <= 127);
             place[i * width] = (uint8_t)(d->values[i] + offset);
@@ -744,7 +757,7 @@ static edgec_status read_weight_scale(decoder *d, tensor *t, int32_t mode)
     TRY(read_setting(d, &step));
     CHECK(-0x40000000 < step && step < 0x40000000 && -0x40000000 < d->median && d->median < 0x40000000);
     d->median += step;
-    TRY(read_values(d, t->elements, 1, SCALE_STEPS, 1));
+    TRY(read_values(d, 1, t->elements, SCALE_STEPS));
     if (mode == 1)
         TRY(take(d, 2 * t->elements, &multipliers));
     double unit = source / target;
@@ -793,7 +806,7 @@ static edgec_status derive_bias(decoder *d, tensor *t)
     TRY(scalar_at(d, t->source, &source));
     TRY(scalar_at(d, t->target, &target));
     TRY(check_weight(d, t));
-    TRY(read_values(d, t->elements, 1, BIAS_BANK, 1));
+    TRY(read_values(d, 1, t->elements, BIAS_BANK));
     double step = target * power_of_two(-(setting + BIAS_EXPONENT));
     for (uint64_t i = 0; i < t->elements; i++) {
         TRY(scale_at(d, t->weight, i, &weight));
@@ -813,7 +826,7 @@ static edgec_status read_array(decoder *d, tensor *t)
     if (type_of(t->data_type).coded == UNSIGNED)
         TRY(read_setting(d, &offset));
     shape_of(t, &rows, &columns);
-    TRY(read_values(d, rows, columns, bank_of(t), t->kernel));
+    TRY(read_kernels(d, rows, columns, bank_of(t), t->kernel, t->rank > 2 ? t->last : 1));
     return put_integers(d, t, offset);
 }
 
@@ -828,7 +841,7 @@ static edgec_status read_one(decoder *d, tensor *t, int32_t mode)
     if (t->role == BIAS && mode == 0)
         return derive_bias(d, t);
     if (t->role == BIAS && mode == 1) {
-        TRY(read_values(d, t->elements, 1, BIAS_BANK, 1));
+        TRY(read_values(d, 1, t->elements, BIAS_BANK));
         return put_integers(d, t, 0);
     }
     if (t->role == INTEGERS && mode == 0)
@@ -860,7 +873,7 @@ static edgec_status read_groups(decoder *d)
             memcpy(d->raw + d->tensors[i].offset, words + 4 * next++, 4);
     free(words);
     TRY(status);
-    TRY(read_values(d, points, 1, SETTINGS, 1));
+    TRY(read_values(d, 1, points, SETTINGS));
     int32_t *values = d->values;
     next = 0;
     for (size_t i = 0; status == EDGEC_OK && i < d->tensor_count; i++)
@@ -880,7 +893,7 @@ static edgec_status read_tensors(decoder *d)
         tensor_role role = d->tensors[i].role;
         count += role == WEIGHT_SCALE || role == BIAS_SCALE || role == BIAS || role == INTEGERS;
     }
-    TRY(read_values(d, count, 1, SETTINGS, 1));
+    TRY(read_values(d, 1, count, SETTINGS));
     int32_t *modes = d->values;
     d->values = NULL;
     edgec_status status = read_groups(d);
@@ -894,7 +907,7 @@ static edgec_status read_tensors(decoder *d)
     free(modes);
     TRY(status);
     CHECK(!d->rest_bytes);
-    return edgec_symbols_finish(d->symbols) ? EDGEC_DAMAGED : EDGEC_OK;
+    return edgec_symbols_finish(d->symbols) == EDGEC_SYMBOLS_OK ? EDGEC_OK : EDGEC_DAMAGED;
 }
 
 /* The file */
@@ -926,9 +939,132 @@ static edgec_status read_header(const uint8_t *data, size_t size, uint64_t limit
         rest -= out->parts[i];
     }
     CHECK(!rest && crc32_of(data, size - CRC_BYTES) == little32(data + size - CRC_BYTES));
-    if (out->file_bytes > limit || out->file_bytes > SIZE_MAX / 32)
+    if (out->file_bytes > limit || out->file_bytes > SIZE_MAX / 64)
         return EDGEC_TOO_LARGE;
     CHECK(out->skeleton_bytes <= out->file_bytes);
     CHECK(!(out->flags & WHOLE) || (out->skeleton_bytes == out->file_bytes && !out->parts[1] && !out->parts[2]));
+    return EDGEC_OK;
+}
+
+/* The graph part, by the model for bytes. history: 8 zeros, the primer, then the text. */
+static edgec_status read_text(decoder *d, const uint8_t *graph, size_t size)
+{
+    size_t before = 8 + sizeof primer;
+    edgec_text *text = malloc(sizeof *text);
+    d->decoded = allocated(before + d->skeleton_bytes, 1);
+    if (!text || !d->decoded) {
+        free(text);
+        return EDGEC_NO_MEMORY;
+    }
+    memcpy(d->decoded + 8, primer, sizeof primer);
+    edgec_text_open(text, d->decoded);
+    edgec_text_learn(text, sizeof primer);
+    edgec_text_stream(text, graph, size);
+    int is_good = edgec_text_read(text, d->decoded, d->skeleton_bytes) == EDGEC_SYMBOLS_OK &&
+                  edgec_text_finish(text) == EDGEC_SYMBOLS_OK;
+    free(text);
+    d->skeleton = d->decoded + before;
+    return is_good ? EDGEC_OK : EDGEC_DAMAGED;
+}
+
+/* The graph part as an array of bytes. */
+static edgec_status read_long_text(decoder *d, const uint8_t *graph, size_t size)
+{
+    uint64_t rows = ((uint64_t)d->skeleton_bytes + ROW_BYTES - 1) / ROW_BYTES;
+    edgec_symbols_open(d->symbols, graph, size);
+    TRY(read_values(d, rows, ROW_BYTES, WORD_BANK));
+    CHECK(edgec_symbols_finish(d->symbols) == EDGEC_SYMBOLS_OK);
+    d->decoded = allocated(d->skeleton_bytes, 1);
+    if (!d->decoded)
+        return EDGEC_NO_MEMORY;
+    for (uint64_t i = 0; i < rows * ROW_BYTES; i++) {
+        CHECK(0 <= d->values[i] && d->values[i] <= 255);
+        if (i < d->skeleton_bytes)
+            d->decoded[i] = (uint8_t)d->values[i];
+    }
+    d->skeleton = d->decoded;
+    return EDGEC_OK;
+}
+
+/* Nodes, names and tensors of the skeleton, in arrays of their number. */
+static edgec_status read_graph(decoder *d)
+{
+    TRY(note(d, 0, d->skeleton_bytes, MODEL));
+    d->nodes = allocated(d->node_count, sizeof(node));
+    d->names = allocated(d->name_count, sizeof(slice));
+    d->tensors = allocated(d->tensor_count, sizeof(tensor));
+    if (!d->nodes || !d->names || !d->tensors)
+        return EDGEC_NO_MEMORY;
+    d->node_count = d->name_count = d->tensor_count = 0;
+    return note(d, 0, d->skeleton_bytes, MODEL);
+}
+
+static edgec_status decode(decoder *d, const uint8_t *data, const header *head)
+{
+    const uint8_t *graph = data + head->end, *coded = graph + head->parts[0];
+    uint64_t total = 0, size;
+    size_t number = 0;
+    d->skeleton_bytes = (size_t)head->skeleton_bytes;
+    d->result_bytes = (size_t)head->file_bytes;
+    d->symbols = malloc(sizeof *d->symbols);
+    if (!d->symbols)
+        return EDGEC_NO_MEMORY;
+    TRY(head->flags & LONG_TEXT ? read_long_text(d, graph, (size_t)head->parts[0])
+                                : read_text(d, graph, (size_t)head->parts[0]));
+    if (!(head->flags & WHOLE)) {
+        TRY(full_size(d->skeleton, 0, d->skeleton_bytes, MODEL, &size));
+        CHECK(size == head->file_bytes);
+        TRY(read_graph(d));
+        for (size_t i = 0; i < d->tensor_count; i++) {
+            d->tensors[i].offset = (size_t)total;
+            total += d->tensors[i].bytes;
+            CHECK(total <= head->file_bytes - head->skeleton_bytes);
+        }
+        d->raw = allocated((size_t)total, 1);
+        if (!d->raw)
+            return EDGEC_NO_MEMORY;
+        TRY(index_names(d));
+        assign_roles(d);
+        edgec_symbols_open(d->symbols, coded, (size_t)head->parts[1]);
+        d->rest = coded + head->parts[1];
+        d->rest_bytes = (size_t)head->parts[2];
+        TRY(read_tensors(d));
+    }
+    d->result = allocated(d->result_bytes, 1);
+    if (!d->result)
+        return EDGEC_NO_MEMORY;
+    if (head->flags & WHOLE)
+        write_bytes(d, d->skeleton, d->skeleton_bytes);
+    else
+        TRY(write_full(d, 0, d->skeleton_bytes, MODEL, &number));
+    CHECK(d->written == d->result_bytes && crc32_of(d->result, d->result_bytes) == head->file_crc);
+    return EDGEC_OK;
+}
+
+edgec_status edgec_decode(const uint8_t *data, size_t size, uint64_t limit, uint8_t **result, size_t *length)
+{
+    header head;
+    decoder d;
+    *result = NULL;
+    *length = 0;
+    memset(&d, 0, sizeof d);
+    TRY(read_header(data, size, limit, &head));
+    edgec_status status = decode(&d, data, &head);
+    free(d.nodes);
+    free(d.names);
+    free(d.tensors);
+    free(d.by_name.entries);
+    free(d.producers.entries);
+    free(d.readers.entries);
+    free(d.raw);
+    free(d.decoded);
+    free(d.values);
+    free(d.symbols);
+    if (status != EDGEC_OK) {
+        free(d.result);
+        return status;
+    }
+    *result = d.result;
+    *length = d.result_bytes;
     return EDGEC_OK;
 }

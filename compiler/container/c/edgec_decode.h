@@ -20,7 +20,7 @@ typedef enum {
    result: on EDGEC_OK the ONNX file, to be released with free(); else NULL.
    length: its bytes.
 
-   data need not be trusted. Memory in use stays below 32 times the size of the ONNX file that the container declares,
+   data need not be trusted. Memory in use stays below 64 times the size of the ONNX file that the container declares,
    plus the states of the entropy decoder, and nothing is read or written outside of it. */
 edgec_status edgec_decode(const uint8_t *data, size_t size, uint64_t limit, uint8_t **result, size_t *length);
 

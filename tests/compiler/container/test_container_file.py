@@ -15,36 +15,11 @@ from onnx import TensorProto, numpy_helper
 
 from compiler.container import ContainerError, pack, sizes, unpack
 from compiler.container.file import MAGIC, TEXT_BYTES_MAX, VERSION, WHOLE
-from tests.support.containers import CHANNELS, float_file, quantized_file, sealed, some_containers
+from tests.support.containers import CHANNELS, float_file, quantized_file, sealed, some_containers, tensors
 from tests.support.onnx_models import model, node
 from tests.support.shared import shared
 
 FLAGS = len(MAGIC) + 1
-
-TYPES = [
-    TensorProto.FLOAT, TensorProto.UINT8, TensorProto.INT8, TensorProto.UINT16, TensorProto.INT16, TensorProto.INT32,
-    TensorProto.INT64, TensorProto.BOOL, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.UINT32,
-    TensorProto.UINT64, TensorProto.COMPLEX64, TensorProto.COMPLEX128, TensorProto.BFLOAT16, TensorProto.FLOAT8E4M3FN,
-    TensorProto.UINT4, TensorProto.INT4, TensorProto.FLOAT4E2M1, TensorProto.UINT2, TensorProto.INT2,
-]  # fmt: skip
-BITS = {
-    TensorProto.UINT8: 8, TensorProto.INT8: 8, TensorProto.UINT16: 16, TensorProto.INT16: 16, TensorProto.BOOL: 8,
-    TensorProto.FLOAT16: 16, TensorProto.BFLOAT16: 16, TensorProto.FLOAT8E4M3FN: 8, TensorProto.INT64: 64,
-    TensorProto.DOUBLE: 64, TensorProto.UINT64: 64, TensorProto.COMPLEX64: 64, TensorProto.COMPLEX128: 128,
-    TensorProto.UINT4: 4, TensorProto.INT4: 4, TensorProto.FLOAT4E2M1: 4, TensorProto.UINT2: 2, TensorProto.INT2: 2,
-}  # fmt: skip
-
-
-@st.composite
-def tensors(draw: st.DrawFn) -> TensorProto:
-    """Any type, any small shape, any bytes that fill it; sometimes bytes that do not."""
-    data_type = draw(st.sampled_from(TYPES))
-    dims = draw(st.lists(st.integers(0, 5), max_size=4))
-    size = -(-int(np.prod(dims, dtype=int)) * BITS.get(data_type, 32) // 8) + draw(st.sampled_from([0] * 9 + [1]))
-    kind = draw(st.sampled_from(["zero", "small", "random"]))
-    rng = random.Random(draw(st.integers(0, 2**32)))
-    raw = {"zero": bytes(size), "small": bytes(rng.choices([0, 1, 255], k=size)), "random": rng.randbytes(size)}[kind]
-    return TensorProto(name=draw(st.text("abc", max_size=2)), dims=dims, data_type=data_type, raw_data=raw)
 
 
 @given(st.lists(tensors(), max_size=5), st.lists(tensors(), max_size=2))
