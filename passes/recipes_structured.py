@@ -110,14 +110,18 @@ class Shared:
     Attributes:
         tolerance: Largest error of a filter, relative to its size, both in the norm of H.
         bits: Of the codes, 2 to 8.
+        found: Who shares with whom, where that is known: the weights that it is later asked to represent may make good
+            for earlier layers' errors, and show the copies no longer.
     """
 
     tolerance: float = 0.2
     bits: int = 8
+    found: symmetry.Sharing | None = None
 
     @property
     def name(self) -> str:
-        return f"shared filters {self.tolerance:g} + W{self.bits}"
+        how = f"{self.tolerance:g}" if self.found is None else f"{len(self.found.leaders)} of {len(self.found.leader)}"
+        return f"shared filters {how} + W{self.bits}"
 
     @property
     def limit(self) -> int:
@@ -144,6 +148,10 @@ class Shared:
         return Coded(storage.codes(), storage)
 
     def _sharing(self, problem: Problem) -> symmetry.Sharing:
+        if self.found is not None:
+            if len(self.found.leader) != problem.weights.shape[0] * problem.weights.shape[1]:
+                raise RecipeError(f"it has not the {len(self.found.leader)} filters that were looked at")
+            return self.found
         found = symmetry.sharing(problem.weights, problem.hessian, problem.kernel, self.tolerance)
         if len(found.leaders) == len(found.leader):
             raise RecipeError(f"no two of its {len(found.leader)} filters are alike up to {self.tolerance:g}")
@@ -179,7 +187,7 @@ def recognised(problem: Problem, bits: int = 8) -> Recipe | None:
         found.append((len(problem.weights) * blocks.parameters, recipe))
     sharing = symmetry.sharing(problem.weights, problem.hessian, problem.kernel)
     if len(sharing.leaders) < len(sharing.leader):
-        found.append((len(sharing.leaders) * problem.weights.shape[2], Shared(symmetry.NOISE, bits)))
+        found.append((len(sharing.leaders) * problem.weights.shape[2], Shared(symmetry.NOISE, bits, sharing)))
     return min(found, key=lambda each: each[0])[1] if found else None
 
 

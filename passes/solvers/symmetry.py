@@ -80,7 +80,8 @@ def sharing(
         weights: Filters of all groups, float64 [groups, rows, taps].
         hessian: H of each group, float64 [groups, taps, taps].
         kernel: Kernel sizes; taps = channels * prod(kernel).
-        tolerance: Largest error of a filter relative to its size, both in the norm of H: sqrt(1 - cosine**2).
+        tolerance: Largest error of a filter relative to its size, both in the norm of H: sqrt(1 - cosine**2). Copies
+            up to NOISE in the plain norm share in any case.
     """
     error, orientation = _errors(weights, hessian, kernel)
     is_close = error <= tolerance**2
@@ -124,6 +125,10 @@ def _errors(
         turned = filters[:, tap_ids(taps // math.prod(kernel), kernel, orientation)]
         cosines = np.concatenate([_cosines(w, h, turned) for w, h in zip(weights, hessian, strict=True)])
         error = np.maximum(1.0 - cosines**2, 0.0)
+        # Copies are copies whatever H is: where its directions differ much in size, it magnifies float32 noise.
+        plain = _cosines(filters, np.eye(taps), turned)
+        is_copy = 1.0 - plain**2 <= NOISE**2
+        cosines, error = np.where(is_copy, plain, cosines), np.where(is_copy, 0.0, error)
         # Turns that do equally well: the simplest is kept, whatever the last bit says.
         is_better = error < best - 1e-12
         turn[is_better] = orientation | np.where(cosines < 0, NEGATED, 0)[is_better]

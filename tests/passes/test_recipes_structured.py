@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -95,8 +97,13 @@ def test_codes_of_any_layer_have_the_structure(
     ids=lambda value: value.name if hasattr(value, "name") else "x".join(map(str, value.weights.shape)),
 )
 def test_planted_structures_are_found_and_as_good_as_plain_integers(recipe: Recipe, about: Problem) -> None:
-    assert recognised(about) == recipe
-    real, storage = coded(recipe, about)
+    found = recognised(about)
+    assert found is not None
+    assert type(found) is type(recipe)
+    if not isinstance(found, Shared):
+        assert found == recipe
+    real, storage = coded(found, about)
+    np.testing.assert_array_equal(real, coded(recipe, about)[0])
     assert storage is not None
     plain = Uniform(8)
     scale = plain.scales(about)
@@ -110,6 +117,21 @@ def test_equal_codes_of_planted_filters_are_turned_copies() -> None:
     assert isinstance(storage, SharedFilters)
     assert storage.filters.shape == (3, 2, 3, 3)
     assert len(np.unique(storage.leader)) == 3
+
+
+def test_copies_that_were_found_stay_shared_when_the_target_moves_a_little() -> None:
+    about = turned(1, 12)
+    found = recognised(about)
+    assert found is not None
+    assert found.name == "shared filters 3 of 12 + W8"
+    moved = replace(about, weights=about.weights + 1e-3 * np.random.default_rng(0).normal(size=about.weights.shape))
+    with pytest.raises(RecipeError, match="no two of its 12 filters"):
+        Shared(2.0**-20).scales(moved)
+    _, storage = coded(found, moved)
+    assert isinstance(storage, SharedFilters)
+    assert len(storage.filters) == 3
+    with pytest.raises(RecipeError, match="it has not the 12 filters that were looked at"):
+        found.scales(random(1, 8, 2, (3, 3)))
 
 
 def test_a_random_layer_is_recognised_as_nothing() -> None:

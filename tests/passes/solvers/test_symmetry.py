@@ -67,6 +67,15 @@ def test_planted_turns_signs_and_scales_are_found(leaders: int, rows: int, group
         np.testing.assert_allclose(problem.expanded(parameters, factors), expected, atol=1e-5 * np.abs(expected).max())
 
 
+def test_copies_are_found_where_h_sees_next_to_nothing_of_them() -> None:
+    base = np.random.default_rng(0).normal(size=(1, 3, 3))
+    weights = np.array([base, -0.3 * base]).astype(np.float32).astype(np.float64).reshape(1, 2, 9)
+    # H with one huge direction, to which both filters are orthogonal but for the last float32 bits.
+    direction = np.ones(9) - np.ones(9) @ weights[0, 0] / (weights[0, 0] @ weights[0, 0]) * weights[0, 0]
+    hessian = (1e14 * np.outer(direction, direction) + 1e-3 * np.eye(9))[None]
+    assert len(sharing(weights, hessian, (3, 3)).leaders) == 1
+
+
 def test_random_filters_share_nothing() -> None:
     weights = np.random.default_rng(0).normal(size=(2, 6, 18))
     found = sharing(weights, hessians(2, 18), (3, 3))
