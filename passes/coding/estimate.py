@@ -25,7 +25,8 @@ def code_bits(values: NDArray[np.integer], kernel: tuple[int, ...] = ()) -> floa
 
     The empirical entropy of magnitudes and of signs, each in a context like the coder's, and what it costs to learn
     those distributions. On weights of trained networks at 3 to 8 bits it is within 3 % from 1,000 symbols on (1 % in
-    the mean), and within 5 % on sparse ones; arrays that follow others in one stream cost less, since the coder has learned already.
+    the mean), and within 5 % on sparse ones; arrays that follow others in one stream cost less, since the coder has
+    learned already.
 
     Args:
         values: Integers within int32, [rows, columns].
