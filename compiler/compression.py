@@ -235,7 +235,7 @@ def compress_network(
         subject = Subject(calibrated, found, parts.choose.arrays, task, families, options.threads)
         return Search(subject, progress)
 
-    shaped, missed = _shaped(model, parts, options, limit, search_of, progress)
+    shaped, missed = _shaped(model, parts, options, task, limit, search_of, progress)
     search = search_of(shaped)
     trial, more = _searched(search, options, limit)
     quantized = trial.quantized
@@ -264,6 +264,7 @@ def _shaped(
     model: ir.Model,
     parts: Parts,
     options: CompressOptions,
+    task: Task,
     limit: float | None,
     search_of: Callable[[Shaped], Search],
     progress: Progress,
@@ -281,16 +282,38 @@ def _shaped(
         if shaped.macs <= budget.max_macs:
             return shaped, ()
         return shaped, (f"the fewest multiplications of any plan are {shaped.macs}, not {budget.max_macs}",)
-    best, low, high = whole, 0.0, 1.0
+    return _fewest(whole, search, lambda shaped: _answers(shaped, parts, task, limit), search_of, options), ()
+
+
+def _answers(shaped: Shaped, parts: Parts, task: Task, limit: float | None) -> bool:
+    """Whether a network, still in float, keeps to the drop."""
+    return limit is None or task.keeps(in_onnxruntime(shaped.model, parts.choose.arrays), limit)
+
+
+def _fewest(
+    whole: Shaped,
+    search: StructureSearch,
+    keeps: Callable[[Shaped], bool],
+    search_of: Callable[[Shaped], Search],
+    options: CompressOptions,
+) -> Shaped:
+    """The network with the fewest multiplications that keeps to the drop, in float and then with its integers."""
+    kept, low, high = [whole], 0.0, 1.0
     for _ in range(STRUCTURES_TRIED):
         share = (low + high) / 2
         shaped = search.within(int(share * search.macs))
-        trial, _ = _searched(search_of(shaped), options, limit)
-        if limit is None or trial.drop <= limit:
-            best, high = shaped, share
+        if keeps(shaped):
+            kept.append(shaped)
+            high = share
         else:
             low = share
-    return best, ()
+    while len(kept) > 1:
+        final = search_of(kept[-1])
+        trial, missed = _searched(final, options, None)
+        if not missed and keeps(Shaped(trial.quantized.model, kept[-1].structure, {}, kept[-1].macs)):
+            break
+        kept.pop()
+    return kept[-1]
 
 
 def _task(model: ir.Model, parts: Parts, options: CompressOptions) -> tuple[Task, float | None]:
@@ -335,14 +358,14 @@ def _searched(search: Search, options: CompressOptions, limit: float | None) -> 
     if budget.max_bytes is not None:
         trial, is_met = search.within_size(budget.max_bytes)
         missed = () if is_met else (f"the smallest file has {trial.bytes} bytes, not {budget.max_bytes}",)
-        if limit is not None and trial.drop > limit:
+        if limit is not None and not search.subject.task.keeps(trial.outputs, limit):
             missed = (*missed, f"at that size the drop is {amount(trial.drop, search.subject.task.metric.unit)}")
         return trial, missed
     if limit is not None and budget.is_guarded:
         best = search.within_drop(limit)
         if best is not None:
             return best, ()
-        nearest = min(search.trials, key=lambda trial: trial.drop)
+        nearest = min(search.trials, key=lambda trial: (trial.drop, trial.predicted))
         shown = amount(nearest.drop, search.subject.task.metric.unit)
         return nearest, (f"the smallest drop of any plan is {shown}, not {budget.max_drop}",)
     front = search.front(max(budget.points, 2))

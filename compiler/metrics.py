@@ -29,6 +29,9 @@ RESAMPLES = 2000
 _Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 _PROBABILITY_MIN = float(np.finfo(np.float32).tiny)
 _SUM_TOLERANCE = 1e-3
+FEW_SAMPLES = 4
+"""A limit of fewer samples than these is also judged by the probabilities."""
+_ROUNDING = 1e-9
 _CLASSES_SHOWN = 20
 _BLOCK = 1 << 20
 _Statistic: TypeAlias = Callable[[Array, Array], Array]  # a figure of each row of two arrays [rows, N]
@@ -276,6 +279,27 @@ class Task:
             probability_drop=self._probability_drop(outputs),
             agreement=kept,
         )
+
+    def keeps(self, outputs: Outputs, limit: float) -> bool:
+        """Whether `outputs` drop the metric by no more than `limit`.
+
+        Where the limit is only a few samples, chance decides which of them change. Then what every sample tells must
+        keep to the limit as well: the drop in the mean probability of the right class, or without labels the mean
+        total variation distance of the class probabilities.
+        """
+        if self.drop(outputs) > limit * (1 + _ROUNDING):
+            return False
+        if self.metric.kind not in ("top-1", "agreement") or limit >= FEW_SAMPLES * _of_one_sample(self):
+            return True
+        return self._expected(outputs) <= limit
+
+    def _expected(self, outputs: Outputs) -> float:
+        if self.metric.kind == "top-1" and (drop := self._probability_drop(outputs)) is not None:
+            return drop
+        if _distribution_axis(_first(self.original)) is None:
+            return 0.0
+        before, after = (np.exp(self._logs(answers)) for answers in (self.original, outputs))
+        return float(np.abs(before - after).sum(axis=-1).mean() / 2)
 
     def _mean_kl(self, outputs: Outputs) -> float:
         return float(self._divergences(outputs).mean())

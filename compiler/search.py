@@ -20,7 +20,8 @@ from compiler.metrics import Outputs, Task
 from compiler.quality import in_onnxruntime
 from passes import graph as edit
 from passes.budget import Option, Plan, choose, pareto
-from passes.families import NAMES, SCALE_BITS, LayerOption, entropy_bits, options
+from passes.coding.estimate import code_bits
+from passes.families import BIAS_BITS, NAMES, SCALE_BITS, LayerOption, options
 from passes.gram import Moments, collect_moments
 from passes.layer import Layer, layers
 from passes.problem import Importance, problem_of
@@ -128,7 +129,7 @@ class Search:
         least = sum(min(each.loss for each in row) for row in self.table)
         for _ in range(TRIALS):
             trial = self.attempt(self._smallest(loss))
-            if self._keeps(trial, max_drop):
+            if self.subject.task.keeps(trial.outputs, max_drop):
                 best = trial if best is None or trial.bytes <= best.bytes else best
                 low = loss
             else:
@@ -138,9 +139,6 @@ class Search:
             loss = loss * STRIDE if math.isinf(high) else high / STRIDE if not low else math.sqrt(low * high)
             loss = max(loss, least)
         return best
-
-    def _keeps(self, trial: Trial, max_drop: float) -> bool:
-        return trial.drop <= max_drop
 
     def within_size(self, max_bytes: int) -> tuple[Trial, bool]:
         """The plan of least predicted loss whose file keeps to `max_bytes`, and whether it does."""
@@ -201,7 +199,9 @@ def layer_bits(node: ir.Node) -> float:
     if found is None:
         return 0.0
     weights, biases = found
-    return entropy_bits(weights) + entropy_bits(biases) + SCALE_BITS * len(biases)
+    rows = weights.reshape(len(weights), -1)
+    bits = code_bits(rows, weights.shape[2:])
+    return bits + BIAS_BITS * len(biases) + SCALE_BITS * int(rows.any(axis=1).sum())
 
 
 def coded_layer(node: ir.Node) -> tuple[NDArray[np.integer], NDArray[np.integer]] | None:

@@ -133,14 +133,26 @@ class StructureSearch:
         Savings of neighbours overlap, so what a plan saves together is less than the sum: the aim is lowered until the
         plan, carried out, keeps to the limit.
         """
-        aim, shaped = max_macs, Shaped(self.model, Structure(), {}, self.macs)
+        aim, structure = max_macs, Structure()
         for _ in range(_ROUNDS):
             structure, is_least = self._plan(aim)
-            shaped = self.applied(structure)
-            if shaped.macs <= max_macs or is_least:
+            excess = self._macs_of(structure) - max_macs
+            if excess <= 0 or is_least:
                 break
-            aim -= shaped.macs - max_macs
-        return shaped
+            aim -= excess
+        return self.applied(structure)
+
+    def _macs_of(self, structure: Structure) -> int:
+        """Multiplications of a structure, without fitting anything."""
+        model = self.model.clone()
+        if structure.removal:
+            ChannelGraph(model).remove(structure.removal)
+        total = ChannelGraph(model).cost({}).macs
+        for node in model.graph:
+            choice, window = structure.ranks.get(str(node.name)), low_rank.window_of(node)
+            if choice is not None and not isinstance(window, str):
+                total += low_rank.cost(window, _at_most(choice, node))[1] - window.macs
+        return total
 
     def _plan(self, max_macs: int) -> tuple[Structure, bool]:
         """One option for every group and layer; and whether fewer multiplications are not to be had."""

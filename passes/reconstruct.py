@@ -26,6 +26,10 @@ TAPS_MAX = 8192
 """Weights that one output channel may have: the covariance of its inputs has the square of that."""
 
 
+BIAS_EXPONENT_MAX = 12
+"""Biases are stored as multiples of s_y / 2**e with e up to this."""
+
+
 @dataclass(frozen=True, eq=False)
 class Aim:
     """What one layer of the quantized network is to answer.
@@ -170,9 +174,10 @@ class Reconstruct(Rewrite):
         if coded.storage is not None:
             self.storages[name] = coded.storage
         self.losses[name] = problem.loss(real)
-        stored = bias_codes(bias.ravel(), aim.source, scale)
+        bias = bias.ravel()
         if self._config.is_coarse:
-            stored = _coarse_bias(stored, problem, self._importance.get(name), aim.source)
+            bias = _coarse(bias, _bias_step(problem, scale, self._importance.get(name)), aim.target)
+        stored = bias_codes(bias, aim.source, scale)
         _write(node, np.asarray(layer.stored(coded.codes)), scale, stored, aim.source)
         notes.change(node)
 
@@ -223,17 +228,24 @@ def _followed(
     return np.where(weights != 0, moved, 0.0)
 
 
-def _coarse_bias(
-    codes: NDArray[np.int32], problem: Problem, importance: Importance | None, source: Scale
-) -> NDArray[np.int32]:
-    """Biases as multiples of a power of two that errs about as much, in the network's loss, as one weight's rounding.
+def _bias_step(problem: Problem, scale: NDArray[np.float32], importance: Importance | None) -> float:
+    """The step of the biases whose rounding costs the network as much as that of one weight.
 
-    The bias' error is shared by all positions and costs shared * error^2; a weight's costs importance * left * error^2.
+    With s a step, a bias' error is shared by all positions and costs shared * s^2 / 12, a weight's costs
+    importance * left * s^2 / 12.
     """
-    left = np.mean([left_variance(each) for each in problem.hessian])
-    ratio = 1.0 if importance is None else float(problem.importance.sum() / max(importance.shared.sum(), 1e-30))
-    steps = max(math.floor(math.log2(max(math.sqrt(left * ratio) / source.scale / 2, 1.0))), 0)
-    return (np.rint(codes / 2.0**steps) * 2.0**steps).astype(np.int32)
+    left = np.array([left_variance(each) for each in problem.hessian])[:, None]
+    steps = np.square(scale.astype(np.float64)).reshape(problem.importance.shape)
+    weight = float((problem.importance * left * steps).mean())
+    shared = 1.0 if importance is None else float(importance.shared.mean())
+    return math.sqrt(weight / max(shared, 1e-30))
+
+
+def _coarse(bias: NDArray[np.float64], step: float, target: Scale) -> NDArray[np.float64]:
+    """Biases as multiples of s_y / 2**e, the largest such step that is at most `step`, with e from 0 to 12."""
+    exponent = math.ceil(math.log2(target.scale / step)) if step > 0 else BIAS_EXPONENT_MAX
+    unit = math.ldexp(target.scale, -min(max(exponent, 0), BIAS_EXPONENT_MAX))
+    return np.asarray(np.rint(bias / unit) * unit)
 
 
 def _write(
