@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from compiler.container.errors import ContainerError
-from compiler.container.file import Sizes, sizes, unpack
+from compiler.container.file import Sizes, unpack_with_sizes
 from compiler.model_file import FILE_BYTES_MAX
 
 
@@ -41,12 +41,12 @@ def decompress(container: Path, destination: Path) -> Decompressed:
     """
     data = _read(container)
     try:
-        result = unpack(data)
+        result, parts = unpack_with_sizes(data)
     except ContainerError as error:
         error.add_note(f"in {container}")
         raise
     write_atomically(destination, result)
-    return Decompressed(container, destination, len(data), len(result), sizes(data))
+    return Decompressed(container, destination, len(data), len(result), parts)
 
 
 def write_atomically(destination: Path, data: bytes) -> None:

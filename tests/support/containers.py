@@ -83,6 +83,13 @@ def float_file() -> bytes:
     return model(nodes, {"x": [1, 5, 6]}, ["y"], weights).SerializeToString()
 
 
+def long_file() -> bytes:
+    """A chain of 40 Relus with names of 100 letters."""
+    text = "value" * 20
+    nodes = [node("Relu", [f"{text}_{i}"], [f"{text}_{i + 1}"]) for i in range(40)]
+    return model(nodes, {f"{text}_0": [1, 2]}, [f"{text}_40"]).SerializeToString()
+
+
 @functools.cache
 def some_containers() -> tuple[bytes, ...]:
     """Small containers of several kinds, to damage."""

@@ -13,17 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 
-from compiler.container import ContainerError, pack, sizes, unpack
-from compiler.container.file import MAGIC, TEXT_BYTES_MAX, VERSION, WHOLE
-from tests.support.containers import CHANNELS, float_file, quantized_file, sealed, some_containers, tensors
-from tests.support.onnx_models import model, node
+from compiler.container import ContainerError, file, pack, sizes, unpack
+from compiler.container.file import LONG, MAGIC, VERSION, WHOLE
+from tests.support.containers import CHANNELS, float_file, long_file, quantized_file, sealed, some_containers, tensors
 from tests.support.shared import shared
 
 FLAGS = len(MAGIC) + 1
 
 
 @given(st.lists(tensors(), max_size=5), st.lists(tensors(), max_size=2))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 def test_any_tensors_come_back(initializers: list[TensorProto], attributes: list[TensorProto]) -> None:
     nodes = [onnx.NodeProto(op_type="Constant", output=[f"k{i}"]) for i in range(len(attributes))]
     for each, tensor in zip(nodes, attributes, strict=True):
@@ -54,12 +53,16 @@ def test_a_graph_of_odd_numbers_is_kept_whole() -> None:
     assert unpack(packed) == data
 
 
-def test_a_long_graph_comes_back() -> None:
-    text = "value" * 20
-    nodes = [node("Relu", [f"{text}_{i}"], [f"{text}_{i + 1}"]) for i in range(400)]
-    data = model(nodes, {f"{text}_0": [1, 2]}, [f"{text}_400"]).SerializeToString()
-    assert len(data) > TEXT_BYTES_MAX
-    assert unpack(pack(data)) == data
+def test_a_long_graph_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = long_file()
+    monkeypatch.setattr(file, "TEXT_BYTES_MAX", 1000)
+    packed = pack(data)
+    assert packed[FLAGS] == LONG
+    assert unpack(packed) == data
+
+
+def test_packing_without_the_check_gives_the_same() -> None:
+    assert pack(float_file(), verify=False) == pack(float_file())
 
 
 def test_external_data_is_refused(tmp_path: Path) -> None:
@@ -157,7 +160,7 @@ def test_hostile_containers_are_refused_cleanly() -> None:
     rng = random.Random(7)
     originals = some_containers()
     survived = 0
-    for _ in range(300):
+    for _ in range(100):
         data = bytearray(rng.choice(originals))
         for _ in range(rng.randint(1, 4)):
             place = rng.randrange(5, len(data) - 4)
@@ -167,7 +170,7 @@ def test_hostile_containers_are_refused_cleanly() -> None:
             survived += 1
         except ContainerError:
             pass
-    assert survived < 30
+    assert survived < 10
 
 
 def test_the_seal_is_the_checksum() -> None:
