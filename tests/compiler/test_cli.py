@@ -40,6 +40,7 @@ HELP = {
     "verify": "--inputs --random --input --wave --junit --json -v --verbose --debug -h --help",
     "eval": "--data --limit --no-rtl --json -v --verbose --debug -h --help",
     "inspect": "--program --json -v --verbose --debug -h --help",
+    "decompress": "-o --output --json -v --verbose --debug -h --help",
     "doctor": "--json -v --verbose --debug -h --help",
     "targets": "--json -v --verbose --debug -h --help",
 }
