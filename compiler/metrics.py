@@ -29,8 +29,6 @@ RESAMPLES = 2000
 _Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 _PROBABILITY_MIN = float(np.finfo(np.float32).tiny)
 _SUM_TOLERANCE = 1e-3
-FEW_SAMPLES = 4
-"""A limit of fewer samples than these is also judged by the probabilities."""
 _ROUNDING = 1e-9
 _CLASSES_SHOWN = 20
 _BLOCK = 1 << 20
@@ -281,17 +279,17 @@ class Task:
         )
 
     def keeps(self, outputs: Outputs, limit: float) -> bool:
-        """Whether `outputs` drop the metric by no more than `limit`.
+        """Whether `outputs` drop the metric by no more than `limit`, and would on other samples.
 
-        Where the limit is only a few samples, chance decides which of them change. Then what every sample tells must
-        keep to the limit as well: the drop in the mean probability of the right class, or without labels the mean
-        total variation distance of the class probabilities.
+        Which classes change, chance decides; so what every sample tells must keep to the limit as well: the drop in the
+        mean probability of the right class, or without labels the mean total variation distance of the probabilities.
+        Of a metric that is no share, the upper end of the 95 % interval must.
         """
         if self.drop(outputs) > limit * (1 + _ROUNDING):
             return False
-        if self.metric.kind not in ("top-1", "agreement") or limit >= FEW_SAMPLES * _of_one_sample(self):
-            return True
-        return self._expected(outputs) <= limit
+        if self.metric.kind in ("top-1", "agreement"):
+            return self._expected(outputs) <= limit
+        return self.compare(outputs).interval[1] <= limit
 
     def _expected(self, outputs: Outputs) -> float:
         if self.metric.kind == "top-1" and (drop := self._probability_drop(outputs)) is not None:
