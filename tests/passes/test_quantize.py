@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from compiler.importer import import_model
-from passes import quantize as q
-from passes.quantize import Quantize, QuantizeConfig, Ranges, Scale, quantize
+from passes import quantize_weights as qw
+from passes import scales as q
+from passes.quantize import Quantize, QuantizeConfig, quantize
+from passes.scales import ActivationConfig, Ranges, Scale
 from passes.statistics import session
 from tests.support.canonical import canonical, every_node, normal
 from tests.support.onnx_models import Array, model, node, run
@@ -23,7 +25,7 @@ from tests.support.shared import shared
 SCALES = st.builds(
     lambda low, high: q.scale_of_range(-low, high), st.floats(0, 1000, width=32), st.floats(0.0078125, 1000, width=32)
 )
-PLAIN = QuantizeConfig(equalize=None, correct_bias=False)
+PLAIN = QuantizeConfig(equalize=None, reconstruct=False)
 
 
 # Numbers
@@ -89,9 +91,9 @@ def test_the_grid_is_odd_and_just_above(factor: float) -> None:
 SOURCE, TARGET = Scale(0.02, -128), Scale(0.05, 3)
 
 
-def layer(weights: Array, bias: Array | None = None, acc_bits: int = 24) -> q.QuantizedWeights:
+def layer(weights: Array, bias: Array | None = None, acc_bits: int = 24) -> qw.QuantizedWeights:
     bias = np.zeros(len(weights), np.float32) if bias is None else bias
-    return q.quantize_weights(weights, bias.astype(np.float32), SOURCE, TARGET, acc_bits=acc_bits)
+    return qw.quantize_weights(weights, bias.astype(np.float32), SOURCE, TARGET, acc_bits=acc_bits)
 
 
 @settings(max_examples=50)
@@ -122,7 +124,7 @@ def test_the_largest_weight_is_127_or_just_below() -> None:
 def test_a_bias_that_would_overflow_raises_the_scale() -> None:
     made = layer(np.full((1, 4), 1e-5, np.float32), np.array([1e4]))
     assert made.is_raised.all() or made.is_dead.all()
-    assert abs(int(made.bias[0])) <= q.BIAS_MAX
+    assert abs(int(made.bias[0])) <= qw.BIAS_MAX
     assert made.bias[0] * (SOURCE.scale * float(made.scale[0])) == pytest.approx(1e4, rel=1e-6)
 
 
@@ -147,7 +149,7 @@ def test_an_empty_channel_is_legal() -> None:
 def test_accumulators_fit(inputs: int, acc_bits: int) -> None:
     weights = np.sign(normal(3, inputs)) * np.float32(0.1)
     made = layer(weights, acc_bits=acc_bits)
-    low, high = q.accumulator_range(made.weights)
+    low, high = qw.accumulator_range(made.weights)
     rows = made.weights.astype(np.int64)
     assert high.tolist() == np.where(rows > 0, rows * 127, rows * -128).sum(axis=1).tolist()
     assert (low >= -(2 ** (acc_bits - 1))).all()
@@ -156,7 +158,7 @@ def test_accumulators_fit(inputs: int, acc_bits: int) -> None:
 
 def test_a_raised_accumulator_is_no_coarser_than_needed() -> None:
     made = layer(np.full((1, 2000), 0.1, np.float32))
-    low, _ = q.accumulator_range(made.weights)
+    low, _ = qw.accumulator_range(made.weights)
     assert made.is_raised.all()
     assert made.weights[0, 0] == (2**23) // (2000 * 128)
     assert low[0] - 2000 * 128 < -(2**23)
@@ -171,7 +173,7 @@ def test_an_offset_fits_48_bits() -> None:
 
 def test_an_output_too_fine_for_the_weights_is_refused() -> None:
     with pytest.raises(ValueError, match="too fine for weights"):
-        q.quantize_weights(normal(1, 4, scale=1e9), np.zeros(1, np.float32), Scale(10.0, 0), Scale(1e-6, 0))
+        qw.quantize_weights(normal(1, 4, scale=1e9), np.zeros(1, np.float32), Scale(10.0, 0), Scale(1e-6, 0))
 
 
 # Graphs
@@ -447,7 +449,7 @@ def test_a_layer_that_cannot_be_quantized_is_named() -> None:
 def test_inputs_keep_their_whole_range(ranges: Ranges) -> None:
     x = {"x": np.append(normal(40), 30).reshape(-1, 1).astype(np.float32)}
     loaded = canonical([node("Tanh", ["x"], ["y"])], {"x": [1, 1]}, ["y"])
-    result, _ = quantize(loaded, every_node(loaded), x, QuantizeConfig(ranges=ranges))
+    result, _ = quantize(loaded, every_node(loaded), x, QuantizeConfig(ActivationConfig(ranges=ranges)))
     scale = scale_of(result, "x")
     assert (127 - scale.zero_point) * scale.scale == pytest.approx(30, abs=scale.scale)
 
