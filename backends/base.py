@@ -48,6 +48,21 @@ class DoesNotFitError(ValueError):
 
 
 @dataclass(frozen=True)
+class Capabilities:
+    """What arithmetic a target has; storage that is finer is expanded to it.
+
+    Attributes:
+        weight_bits: Widths of symmetric weights that it multiplies, or expands exactly to what it multiplies.
+        activation_bits: Widths of activations.
+        channels: Output channels are best a multiple of this.
+    """
+
+    weight_bits: tuple[int, ...]
+    activation_bits: tuple[int, ...]
+    channels: int = 1
+
+
+@dataclass(frozen=True)
 class Estimate:
     """What one inference costs before anything is built.
 

@@ -285,6 +285,39 @@ def _sample_options(command: Callable[P, int | None]) -> Callable[P, int | None]
     return command
 
 
+def _budget_options(command: Callable[P, int | None]) -> Callable[P, int | None]:
+    """How far to compress."""
+    kinds = "top-1, agreement, auc, reconstruction, kl, relative-error, margin, rank"
+    bits = click.Choice(["4", "8", "16"])
+    seeds, threads = click.IntRange(min=0), click.IntRange(1, 64)
+    options = [
+        click.option(
+            "--eval", "evaluation", type=click.Path(path_type=Path), help="Samples to choose by, not calibrated on."
+        ),
+        click.option(
+            "--max-drop", help="Most that the metric may lose: 1.0pt (points), 2% (of an error) or 0.01 (as it is)."
+        ),
+        click.option("--max-size", type=Size(), help="Most bytes of model.edgec, for example 64K."),
+        click.option("--max-macs", type=click.IntRange(min=1), help="Most multiply-accumulates of one inference."),
+        click.option("--fewest-macs", is_flag=True, help="Spend --max-drop on multiplications instead of bytes."),
+        click.option("--pareto", type=click.IntRange(0), default=0, help="Carry out and measure so many plans."),
+        click.option("--metric", help=f"What judges: {kinds}."),
+        click.option("--weights", type=Bits(), default=8, show_default=True, help="2 to 8 or 16, without a budget."),
+        click.option("--activations", type=bits, default="8", show_default=True, help="Bits of an activation."),
+        click.option("--symmetric", is_flag=True, help="Every activation's zero point is 0."),
+        click.option("--power-of-two", is_flag=True, help="Every activation's scale is a power of two."),
+        click.option("--stochastic", is_flag=True, help="Round weights stochastically, by --seed."),
+        click.option("--only", multiple=True, help="Use this method family alone; may be repeated."),
+        click.option("--without", multiple=True, help="Leave this method family out; may be repeated."),
+        click.option("--no-guard", is_flag=True, help="Keep the coarsest plan even if it exceeds --max-drop."),
+        click.option("--seed", type=seeds, default=0, show_default=True, help="Of split, probes and rounding."),
+        click.option("--threads", type=threads, default=2, show_default=True, help="The result is the same."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 class NewFile(click.Path):
     """A file to write, in a folder that exists: a long simulation must not end in an error."""
 
@@ -324,35 +357,32 @@ def cli() -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Artefact folder.")
 @_model_options
 @_sample_options
+@_budget_options
 @click.option("--no-verify", is_flag=True, help="Do not simulate the result.")
 @_json_option
 @_common
-def compile_command(
-    model: Path,
-    output: Path,
-    calib: Path | None,
-    input_scale: tuple[float, ...],
-    input_mean: tuple[float, ...],
-    image_order: str,
-    image_fit: str,
-    no_verify: bool,
-    as_json: bool,
-    **options: object,
-) -> int:
+def compile_command(model: Path, output: Path, no_verify: bool, as_json: bool, **options: object) -> int:
     """Compile MODEL (.onnx) into an artefact folder, and verify it in simulation.
 
     \b
     Examples:
       edgec compile net.onnx --calib samples.npz -o out
       edgec compile net.onnx --calib photos/ --input-scale 1/255 -o out
+      edgec compile net.onnx --calib samples.npz --max-drop 1.0pt -o out      with compressed weights
       edgec compile net.onnx --array 8x2 --memory 64K --no-verify -o out
     """
     from compiler import pipeline, report
-    from compiler.images import Fit, ImageOptions, Order
 
-    images = ImageOptions(Order(image_order), Fit(image_fit))
-    samples = {"calibration": calib, "scale": input_scale, "mean": input_mean, "images": images}
-    settings = _options(options, **samples, verify=not no_verify)
+    target = {name: options.pop(name) for name in ("target", "array", "memory", "dense")}
+    asked = _compress_options(options)
+    shared = {name: getattr(asked, name) for name in ("calibration", "scale", "mean", "images", "input_shapes")}
+    compression = None if asked == type(asked)(**shared) else asked
+    settings = pipeline.CompileOptions(
+        **target,  # type: ignore[arg-type]
+        **shared,
+        compression=compression,
+        verify=not no_verify,
+    )
     with _progress() as progress:
         result = pipeline.compile(model, output, settings, progress)
     _print(report.to_json(result).rstrip()) if as_json else report.show(result, _console())
@@ -366,23 +396,7 @@ def compile_command(
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the result.")
 @_input_shape_option
 @_sample_options
-@click.option("--eval", "evaluation", type=click.Path(path_type=Path), help="Samples to choose by, not calibrated on.")
-@click.option("--max-drop", help="Most that the metric may lose: 1.0pt (points), 2% (of an error) or 0.01 (as it is).")
-@click.option("--max-size", type=Size(), help="Most bytes of model.edgec, for example 64K.")
-@click.option("--max-macs", type=click.IntRange(min=1), help="Most multiply-accumulates of one inference.")
-@click.option("--fewest-macs", is_flag=True, help="Spend --max-drop on multiplications instead of bytes.")
-@click.option("--pareto", type=click.IntRange(min=0), default=0, help="Carry out and measure so many plans.")
-@click.option("--metric", help="What judges: top-1, agreement, auc, reconstruction, kl, relative-error, margin, rank.")
-@click.option("--weights", type=Bits(), default=8, show_default=True, help="2 to 8 or 16, where no budget decides.")
-@click.option("--activations", type=click.Choice(["4", "8", "16"]), default="8", show_default=True, help="Bits.")
-@click.option("--symmetric", is_flag=True, help="Every activation's zero point is 0.")
-@click.option("--power-of-two", is_flag=True, help="Every activation's scale is a power of two.")
-@click.option("--stochastic", is_flag=True, help="Round weights stochastically, by --seed.")
-@click.option("--only", multiple=True, help="Use this method family alone; may be repeated.")
-@click.option("--without", multiple=True, help="Leave this method family out; may be repeated.")
-@click.option("--no-guard", is_flag=True, help="Keep the plan even if it exceeds --max-drop.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of split, probes and rounding.")
-@click.option("--threads", type=click.IntRange(1, 64), default=2, show_default=True, help="The result is the same.")
+@_budget_options
 @_json_option
 @_common
 def compress(model: Path, output: Path, as_json: bool, **options: object) -> int:

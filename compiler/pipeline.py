@@ -9,15 +9,16 @@ from pathlib import Path
 import onnx_ir as ir
 
 from backends.base import DoesNotFitError
-from compiler import artefact, calibration, costs, doctor, quality, simulation, stored, targets
+from compiler import artefact, calibration, container, costs, doctor, quality, simulation, stored, targets
 from compiler.artefact import Manifest, Preprocessing
 from compiler.calibration import ImageOptions, Samples
+from compiler.compression import CompressOptions, compress_network, read_parts
 from compiler.importer import Imported, import_model
 from compiler.lowering import Lowered, lower
 from compiler.partition import partition
 from compiler.report import CompileReport, HostNode, ModelFacts, PassRow, to_json, utilisation
 from compiler.report_html import to_html
-from compiler.targets import Plan, Target
+from compiler.targets import OptionError, Plan, Target
 from compiler.version import VERSION
 from passes.base import PassReport, run
 from passes.quantize import QuantizeConfig, quantize
@@ -45,6 +46,7 @@ class CompileOptions:
         calibration: Sample file; None makes synthetic samples, with a warning.
         scale, mean: Preprocessing, x = (sample - mean) * scale.
         images: How the images of a folder become samples.
+        compression: Budgets and bits, where weights are not simply 8 bits wide; its samples are these.
         verify: Simulate the result.
     """
 
@@ -57,6 +59,7 @@ class CompileOptions:
     scale: tuple[float, ...] = ()
     mean: tuple[float, ...] = ()
     images: ImageOptions = ImageOptions()
+    compression: CompressOptions | None = None
     verify: bool = True
 
 
@@ -66,6 +69,7 @@ class Network:
 
     Attributes:
         imported: Canonical float graph and facts about the file.
+        shaped: The float graph that was quantized: without the channels and ranks that a budget took.
         samples: That it was calibrated on.
         quantized: With Q/DQ pairs.
         lowered: Integer layers and what the host does.
@@ -73,6 +77,7 @@ class Network:
     """
 
     imported: Imported
+    shaped: ir.Model
     samples: Samples
     quantized: ir.Model
     lowered: Lowered
@@ -87,11 +92,16 @@ def compile(path: Path, destination: Path, options: CompileOptions, progress: Pr
     """
     artefact.check_destination(destination)
     target = targets.make(options)
+    if options.compression is not None:
+        _check_bits(target, options.compression)
     if options.verify and target.is_hardware:
         find_tools()  # what is missing is better told now than after the work
     network = prepare(path, options, progress)
     with artefact.writing(destination) as folder:
         stored.write_network(folder, network.imported.model, network.quantized, network.lowered)
+        if options.compression is not None:
+            packed = container.pack((folder / artefact.MODEL).read_bytes())
+            (folder / artefact.PACKED).write_bytes(packed)
         inputs = stored.write_samples(folder, network.lowered, network.quantized, network.samples.arrays)
         progress("build", 0, 0)
         plan = target.plan(network.lowered.graph)
@@ -105,6 +115,19 @@ def compile(path: Path, destination: Path, options: CompileOptions, progress: Pr
         (folder / artefact.REPORT_HTML).write_text(to_html(report), encoding="utf-8")
         artefact.seal(folder, _manifest(network, report, options))
     return report
+
+
+def _check_bits(target: Target, compression: CompressOptions) -> None:
+    """Refuse widths that the target has no arithmetic for, before anything is done."""
+    can = target.capabilities
+    for what, bits, known in (
+        ("weights", compression.weights, can.weight_bits),
+        ("activations", compression.activations.bits, can.activation_bits),
+    ):
+        if bits not in known:
+            error = OptionError(f"the target has no arithmetic for {what} of {bits} bits")
+            error.add_note(f"remedy: choose --{what} from {', '.join(map(str, known))}")
+            raise error
 
 
 def check(path: Path, options: CompileOptions, progress: Progress) -> tuple[CompileReport, DoesNotFitError | None]:
@@ -127,11 +150,11 @@ def prepare(path: Path, options: CompileOptions, progress: Progress, *, is_check
     try:
         progress("import", 0, 0)
         imported = _without_dead_channels(import_model(path, options.input_shapes), options)
+        if options.compression is not None and not is_check:
+            return _compressed(imported, options, options.compression, progress)
         cut = partition(imported.model)
         samples = _samples(imported.model, options, progress, is_check)
-        config = (
-            QuantizeConfig(equalize=None, reconstruct=False) if is_check else QuantizeConfig()
-        )
+        config = QuantizeConfig(equalize=None, reconstruct=False) if is_check else QuantizeConfig()
         quantized, report = quantize(imported.model, cut.nodes, samples.arrays, config, progress)
         progress("lower", 0, 0)
         lowered = lower(quantized, cut)
@@ -139,7 +162,20 @@ def prepare(path: Path, options: CompileOptions, progress: Progress, *, is_check
         if path.name not in str(error):
             error.add_note(f"in {path.name}")
         raise
-    return Network(imported, samples, quantized, lowered, (*imported.reports, report))
+    return Network(imported, imported.model, samples, quantized, lowered, (*imported.reports, report))
+
+
+def _compressed(
+    imported: Imported, options: CompileOptions, compression: CompressOptions, progress: Progress
+) -> Network:
+    """From the float graph to integer layers, under budgets."""
+    parts = read_parts(imported.model, compression, progress)
+    made = compress_network(imported.model, lambda model: partition(model).nodes, parts, compression, progress)
+    progress("lower", 0, 0)
+    shaped = made.shaped.model
+    lowered = lower(made.quantized.model, partition(shaped))
+    samples = replace(parts.calibrate, warnings=(*parts.warnings, *made.missed))
+    return Network(imported, shaped, samples, made.quantized.model, lowered, (*imported.reports, *made.reports))
 
 
 def _without_dead_channels(imported: Imported, options: CompileOptions) -> Imported:
@@ -175,7 +211,7 @@ def describe(
     model, quantized = network.imported.model, network.quantized
     program = plan.program() if fits else None
     few = quality.first(samples.arrays, MEASURED_SAMPLES)
-    noise = {} if is_check else quality.noise(model, quantized, few, progress)
+    noise = {} if is_check else quality.noise(network.shaped, quantized, few, progress)
     accuracy = () if is_check else quality.on_calibration(model, quantized, network.lowered, samples, progress)
     return CompileReport(
         edgec=VERSION,

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from backends.base import Estimate, raise_unsupported
+from backends.base import Capabilities, Estimate, raise_unsupported
 from backends.fpga import program as fpga_program
 from backends.fpga.backend import FpgaBackend
 from backends.fpga.emit import emit
@@ -40,6 +40,10 @@ MEMORIES = {
 
 BYTES_MAX, WORDS_MAX = 1 << 30, 1 << 24
 """No FPGA has more, nor could a simulation hold it."""
+
+
+INT8 = Capabilities(weight_bits=tuple(range(2, 9)), activation_bits=(8,))
+"""int8 arithmetic: narrower weights are int8 codes of a smaller range."""
 
 
 class OptionError(ValueError):
@@ -87,6 +91,10 @@ class Target(Protocol):
     @property
     def is_hardware(self) -> bool:
         """Whether there is something to simulate."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What arithmetic it has."""
 
     def facts(self) -> TargetFacts:
         """For report and manifest."""
@@ -146,6 +154,7 @@ class Reference:
     """Runs on the host, in numpy."""
 
     is_hardware: bool = False
+    capabilities: Capabilities = INT8
 
     def facts(self) -> TargetFacts:
         return TargetFacts("reference")
@@ -193,6 +202,10 @@ class Fpga:
     config: AcceleratorConfig
     dense: bool = False
     is_hardware: bool = True
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(INT8, channels=self.config.rows)
 
     def facts(self) -> TargetFacts:
         config = self.config

@@ -44,12 +44,18 @@ def weighing(moments: Moments, importance: Importance) -> tuple[float, NDArray[n
     """
     scattered, shared = float(importance.scattered.sum()), float(importance.shared.sum())
     if scattered <= 1e-6 * shared:  # one position: all that differs is shared
-        return 0.0, importance.shared
+        return 0.0, _drawn_together(importance.shared)
     ratio = shared / scattered
     both = (moments.covariance, moments.shared_covariance)
     own, common = (float(np.trace(each, axis1=1, axis2=2).mean()) for each in both)
     rows = (importance.scattered * own + importance.shared * common) / max(own + ratio * common, 1e-30)
-    return ratio, rows
+    return ratio, _drawn_together(rows)
+
+
+def _drawn_together(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The geometric mean of each channel's importance and the layer's average: few samples say little of one channel."""
+    mean = float(rows.mean())
+    return np.sqrt(np.maximum(rows, 1e-3 * mean) * mean)
 
 
 def problem_of(layer: Layer, weights: NDArray[np.generic], moments: Moments, importance: Importance) -> Problem:
