@@ -11,6 +11,7 @@ from rich.console import Console
 
 from benchmarks import (
     accuracy,
+    compression,
     cycles,
     equivalence,
     lenet,
@@ -36,6 +37,12 @@ ROWS: dict[str, Row] = {
     "compile-time": cycles.compile_times,
     "simulation": simulation.figures,
     "zoo": zoo.figures,
+    compression.W8A8: compression.w8a8,
+    compression.W4A8: compression.w4a8,
+    compression.SMALLEST: compression.smallest,
+    compression.TIME: compression.search_time,
+    compression.PEER: compression.quantize_static,
+    compression.FEWEST: compression.fewest_macs,
     "lenet": lenet.figures,
     "random": random_networks.figures,
     "synthesis": synthesis.figures,
@@ -58,6 +65,9 @@ def main(only: tuple[str, ...], json_path: Path | None, work: Path | None, quick
         figures = _measure(only or tuple(ROWS), Workshop(folder, quick=quick))
     console = Console()
     print_table(figures, console if console.is_terminal else Console(width=200))
+    missing = sum(figure.value is None for figure in figures)
+    below = sum(figure.fails for figure in figures) - missing
+    console.print(f"{len(figures)} figures, {below} below their bar; {missing} could not be measured")
     if json_path:
         write_json(figures, json_path)
     if strict and any(figure.fails for figure in figures):

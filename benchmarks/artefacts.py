@@ -5,17 +5,32 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar, cast
 
 import numpy as np
 
 from benchmarks.networks import Network
 
 ROOT = Path(__file__).resolve().parents[1]
+T = TypeVar("T")
+
+# A child's peak memory counts what its parent held when it forked, so a small process stands in between.
+_STARTER = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+with open(sys.argv[1], "w") as file:
+    file.write(str(used.ru_maxrss))
+sys.exit(code if code >= 0 else 128 - code)
+"""
 
 
 @dataclass(frozen=True)
@@ -27,6 +42,7 @@ class Ran:
         stdout, stderr: What it wrote.
         seconds: Wall clock.
         cpu_seconds: Of the command and all that it started.
+        peak_bytes: Most memory that one of its processes held; 0 where that is not known.
     """
 
     code: int
@@ -34,6 +50,7 @@ class Ran:
     stderr: str
     seconds: float
     cpu_seconds: float
+    peak_bytes: int = 0
 
     @property
     def complaint(self) -> str:
@@ -73,6 +90,7 @@ class Workshop:
     folder: Path
     quick: bool = False
     _made: dict[tuple[str, ...], Compiled] = field(default_factory=dict)
+    _kept: dict[tuple[str, ...], object] = field(default_factory=dict)
 
     def compile(self, network: Network, *options: str, model: Path | None = None) -> Compiled:
         """Compile `network` (or a changed `model` of it) without the verify, unless that was done before."""
@@ -86,6 +104,12 @@ class Workshop:
             self._made[key] = Compiled(out, ran, report)
         return self._made[key]
 
+    def once(self, key: tuple[str, ...], make: Callable[[], T]) -> T:
+        """What `make` gives, made the first time that this key, which names its type too, is asked for."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return cast(T, self._kept[key])
+
     def samples(self, name: str, x: np.ndarray, **others: np.ndarray) -> Path:
         """A data file of float samples `x`, and labels where given."""
         path = self.folder / f"{name}.npz"
@@ -96,11 +120,27 @@ class Workshop:
 
 def edgec(*arguments: str | Path, environment: dict[str, str] | None = None, timeout_s: float = 3600) -> Ran:
     """Run the command line in a process of its own; `environment` changes the present one."""
+    return run([sys.executable, "-m", "compiler.cli", *map(str, arguments)], environment, timeout_s)
+
+
+def run(command: Sequence[str], environment: dict[str, str] | None = None, timeout_s: float = 3600) -> Ran:
+    """Run a command and measure it; a command that takes longer is ended, with exit code 124."""
     changed = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "NO_COLOR": "1", **(environment or {})}
-    command = [sys.executable, "-m", "compiler.cli", *map(str, arguments)]
-    spent, start = children_cpu(), time.monotonic()
-    ran = subprocess.run(command, env=changed, capture_output=True, text=True, timeout=timeout_s, check=False)
-    return Ran(ran.returncode, ran.stdout, ran.stderr, time.monotonic() - start, children_cpu() - spent)
+    with tempfile.NamedTemporaryFile("r") as peak:
+        started = [sys.executable, "-I", "-S", "-c", _STARTER, peak.name, *command]
+        spent, start = children_cpu(), time.monotonic()
+        process = subprocess.Popen(
+            started, env=changed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+        try:
+            stdout, stderr = process.communicate(timeout=timeout_s)
+            code = process.returncode
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            stdout, stderr = process.communicate()
+            code, stderr = 124, f"{stderr}\nnot done within {timeout_s:.0f} s"
+        seconds, used = time.monotonic() - start, children_cpu() - spent
+        return Ran(code, stdout, stderr, seconds, used, 1024 * int(peak.read() or 0))
 
 
 def children_cpu() -> float:
