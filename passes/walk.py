@@ -53,8 +53,8 @@ def walk(
 ) -> None:
     """Visit the named nodes in topological order, each with its input 0 as the model computes it by then.
 
-    Activations are kept where a named node reads them (as integers where a DequantizeLinear stands before it) and
-    forgotten after their last use, so every node runs once on every sample.
+    Activations are kept where a named node reads them or several of those are computed from them (as integers where a
+    DequantizeLinear stands before it), and forgotten after their last use: every node runs once on every sample.
 
     Args:
         model: Any model that onnxruntime runs; `visit` may change weights, and nothing else.
@@ -65,9 +65,12 @@ def walk(
     """
     wanted = set(names)
     nodes = [node for node in model.graph if node.name in wanted]
-    stops = {node: _stop(node) for node in nodes}
-    needs = _needs(list(dict.fromkeys(stops.values())))
-    last = {needed: index for index, node in enumerate(nodes) for needed in (*needs[stops[node]], stops[node])}
+    stops = {node: _stop(node.inputs[0]) for node in nodes}
+    needs = _needs(_with_shared(list(dict.fromkeys(stops.values()))))
+    steps = _steps([stops[node] for node in nodes], needs)
+    last = {used: at for at, step in enumerate(steps) for value in step for used in (value, *needs[value])}
+    for at, node in enumerate(nodes):
+        last[stops[node]] = max(last[stops[node]], at)
     known: dict[ir.Value, NDArray[np.generic]] = {}
     what, progress = told
     with ExitStack() as stack:
@@ -75,18 +78,16 @@ def walk(
         for index, node in enumerate(nodes):
             if progress:
                 progress(what, index + 1, len(nodes))
-            stop = stops[node]
-            if stop not in known:
+            for stop in steps[index]:
                 sources = {value: known[value] for value in needs[stop]}
                 known[stop] = _computed(model, stop, sources, samples, _Place(folder, known))
-            visit(node, _inputs(node, known[stop]))
+            visit(node, _inputs(node, known[stops[node]]))
             for value in [value for value in known if last[value] == index]:
                 del known[value]
 
 
-def _stop(node: ir.Node) -> ir.Value:
-    """The value to keep: input 0 of `node`, or the integers behind it."""
-    value = node.inputs[0]
+def _stop(value: ir.Value | None) -> ir.Value:
+    """What to keep for `value`: itself, or the integers behind it."""
     assert value is not None
     producer = value.producer()
     if producer is not None and edit.is_op(producer, "DequantizeLinear") and _is_per_tensor(producer):
@@ -132,6 +133,44 @@ def _needs(stops: list[ir.Value]) -> dict[ir.Value, tuple[ir.Value, ...]]:
                 stack.extend(operand for operand in producer.inputs if operand is not None)
         found[stop] = tuple(reached)
     return found
+
+
+def _with_shared(stops: list[ir.Value]) -> list[ir.Value]:
+    """The stops, and the values from which more than one of them are computed, each in its own way."""
+    ends, kept = {stop: index for index, stop in enumerate(stops)}, dict.fromkeys(stops)
+    readers: dict[ir.Value, set[ir.Node]] = {}
+    towards: dict[ir.Value, set[int]] = {}
+    for stop, index in ends.items():
+        seen, stack = {stop}, [stop]
+        while stack:
+            value = stack.pop()
+            node = value.producer()
+            if node is None or (value is not stop and value in ends):
+                continue
+            for operand in {each for each in node.inputs if each is not None and each.producer() is not None}:
+                readers.setdefault(operand, set()).add(node)
+                towards.setdefault(operand, set()).add(index)
+                if operand not in seen:
+                    seen.add(operand)
+                    stack.append(operand)
+    for value, users in readers.items():
+        if len(users) > 1 and len(towards[value]) > 1:
+            kept[_stop(value)] = None
+    return list(kept)
+
+
+def _steps(stops: list[ir.Value], needs: dict[ir.Value, tuple[ir.Value, ...]]) -> list[list[ir.Value]]:
+    """What to compute, in this order, before each of `stops` is there."""
+    done: set[ir.Value] = set()
+
+    def missing(value: ir.Value) -> Iterator[ir.Value]:
+        if value not in done:
+            done.add(value)
+            for need in needs[value]:
+                yield from missing(need)
+            yield value
+
+    return [list(missing(stop)) for stop in stops]
 
 
 @dataclass(frozen=True)
