@@ -71,11 +71,8 @@ def compress(path: Path, destination: Path, options: CompressOptions, progress: 
 
 
 def _write(folder: Path, imported: Imported, made: Compressed, parts: Parts) -> None:
-    """model.onnx and model.edgec, after both were read back and compared with the network in memory."""
-    decoded = container.unpack(made.packed)
-    if decoded != made.onnx:
-        raise CompressError("model.edgec does not unpack to model.onnx")
-    _check_file(decoded, made.quantized.model, parts)
+    """model.onnx and model.edgec, which was unpacked to it when it was packed, after a comparison with the network."""
+    _check_file(made.onnx, made.quantized.model, parts)
     (folder / artefact.MODEL).write_bytes(made.onnx)
     (folder / artefact.PACKED).write_bytes(made.packed)
 

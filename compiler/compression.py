@@ -22,7 +22,6 @@ from passes import sensitivity, statistics
 from passes.base import PassReport
 from passes.compact import compact
 from passes.cones import CLAMPS
-from passes.emit_storage import emit
 from passes.families import NAMES as CODINGS
 from passes.families import LayerOption
 from passes.problem import Importance
@@ -32,6 +31,7 @@ from passes.recipes_coded import Stochastic
 from passes.recipes_uniform import Uniform
 from passes.scales import ActivationConfig
 from passes.statistics import Progress, quantized_points, sqnr
+from passes.structured import emit
 from passes.weight_only import StoreWeights, WeightOnlyConfig
 
 NAMES = (*CODINGS, *STRUCTURES)
@@ -240,14 +240,14 @@ def compress_network(
     trial, more = _searched(search, options, limit)
     quantized = trial.quantized
     data, reports = onnx_file(quantized)
-    packed = container.pack(data)
+    packed, sizes = container.pack_with_sizes(data)
     return Compressed(
         shaped,
         quantized,
         data,
         packed,
         task.metric,
-        container.sizes(packed),
+        sizes,
         task.compare(trial.outputs),
         _sqnr(shaped.model, quantized, parts, progress),
         options.activations.bits,

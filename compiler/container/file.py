@@ -86,13 +86,21 @@ def pack(data: bytes, *, verify: bool = True) -> bytes:
     Raises:
         ContainerError: It is no ONNX file, or has external data.
     """
-    _check(data)
-    skeleton, raws = wire.cut(data)
-    if _rejoined(skeleton, len(raws), raws) == data:
-        packed = _packed(data, skeleton, raws, 0)
-        if not verify or _opened(packed) == data:
-            return packed
-    return _packed(data, data, [], WHOLE)
+    return pack_with_sizes(data)[0] if verify else _tried(data) or _packed(data, data, [], WHOLE)
+
+
+def pack_with_sizes(data: bytes) -> tuple[bytes, Sizes]:
+    """The container of an ONNX file, and where its bytes go: packed once, unpacked once and found to be the file.
+
+    Raises:
+        ContainerError: As `pack`.
+    """
+    packed = _tried(data)
+    opened = None if packed is None else _opened(packed)
+    if packed is not None and opened is not None and opened[0] == data:
+        return packed, opened[1]
+    packed = _packed(data, data, [], WHOLE)
+    return packed, sizes(packed)
 
 
 def unpack(data: bytes, limit: int = model_file.FILE_BYTES_MAX) -> bytes:
@@ -144,6 +152,13 @@ def _check(data: bytes) -> None:
         error = ContainerError(f"{outside[0]} keeps its data in another file")
         error.add_note("remedy: save the model with its weights inside, for instance with onnx.load and onnx.save")
         raise error
+
+
+def _tried(data: bytes) -> bytes | None:
+    """The container with the tensors cut out, or None where they cannot be told apart."""
+    _check(data)
+    skeleton, raws = wire.cut(data)
+    return _packed(data, skeleton, raws, 0) if _rejoined(skeleton, len(raws), raws) == data else None
 
 
 def _not_onnx() -> ContainerError:
@@ -258,10 +273,10 @@ def _restored(data: bytes, header: _Header, tally: _Tally) -> bytes:
         raise damaged(str(error)) from error
 
 
-def _opened(packed: bytes) -> bytes | None:
-    """What `unpack` makes of it, None where it refuses."""
+def _opened(packed: bytes) -> tuple[bytes, Sizes] | None:
+    """What `unpack_with_sizes` makes of it, None where it refuses."""
     try:
-        return unpack(packed)
+        return unpack_with_sizes(packed)
     except ContainerError:
         return None
 
