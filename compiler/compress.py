@@ -12,7 +12,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from compiler import artefact, compress_html, compress_report, container, doctor
+from compiler import artefact, compress_html, compress_report, doctor
 from compiler.artefact import Manifest, Preprocessing
 from compiler.compress_report import (
     NO_COSTS,
@@ -35,6 +35,7 @@ from compiler.version import VERSION
 from passes import graph as edit
 from passes.base import PassReport, run
 from passes.layer import Layer, layers
+from passes.quantize import why_not
 from passes.remove_dead_channels import RemoveDeadChannels
 from passes.statistics import Progress
 from passes.statistics import run as run_model
@@ -61,9 +62,14 @@ def compress(path: Path, destination: Path, options: CompressOptions, progress: 
     made = compress_network(imported.model, lambda model: quantizable(model)[0], parts, options, progress)
     with artefact.writing(destination) as folder:
         progress("write", 0, 0)
-        reasons = quantizable(made.shaped.model)[1]
+        nodes, reasons = quantizable(made.shaped.model)
+        if already := why_not(imported.model):
+            nodes, reasons = frozenset(), {str(node.name): already for node in imported.model.graph}
+        chosen = PassReport("integer-arithmetic", tuple(sorted(nodes)), reasons)
         _write(folder, imported, made, parts)
-        told = _report(imported, source, made, parts, options, (*imported.reports, *reports, *made.reports), reasons)
+        told = _report(
+            imported, source, made, parts, options, (*imported.reports, *reports, chosen, *made.reports), reasons
+        )
         (folder / artefact.REPORT_JSON).write_text(compress_report.to_json(told), encoding="utf-8")
         (folder / artefact.REPORT_HTML).write_text(compress_html.to_html(told), encoding="utf-8")
         artefact.seal(folder, _manifest(imported, parts, options, told))
@@ -107,8 +113,7 @@ def _report(
     figures = _layer_figures(source, made, reasons)
     before = sum((layer.before for layer in figures), NO_COSTS)
     after = sum((layer.after for layer in figures), NO_COSTS)
-    facts = imported.source
-    budget = options.budget
+    facts, budget, already = imported.source, options.budget, why_not(imported.model)
     return CompressReport(
         edgec=VERSION,
         model=ModelFacts(
@@ -138,9 +143,9 @@ def _report(
         quality=made.comparison,
         quality_why=made.metric.why,
         front=_front(made, after.macs),
-        probes=tuple(Probe(trial.predicted, max(trial.drop, 0.0)) for trial in made.trials if trial.predicted > 0),
+        probes=tuple(Probe(trial.predicted, trial.divergence) for trial in made.trials if trial.predicted > 0),
         passes=tuple(_outcome(report) for report in reports),
-        warnings=parts.warnings,
+        warnings=(*parts.warnings, *([f"{already}: what is large and float alone is stored smaller"] if already else [])),
         tools=doctor.tool_versions(),
     )
 

@@ -123,12 +123,6 @@ def quantize_with(
         recipes: By node name; 8 bits for the others.
         importance: What errors in the output channels cost, by node name.
     """
-    config = config or QuantizeConfig()
-    result = model.clone()
-    if reason := why_not(model):
-        return Quantized(result, PassReport("quantize", skipped=dict.fromkeys(sorted(nodes), reason)))
-    if not points(model, nodes):
-        return Quantized(result, PassReport("quantize"))
     return Calibrated.of(model, nodes, samples, config, progress).quantized(recipes, importance, progress)
 
 
@@ -162,9 +156,16 @@ class Calibrated:
         config: QuantizeConfig | None = None,
         progress: Progress | None = None,
     ) -> Calibrated:
-        """Calibrate the accelerated part of `model`, which stays intact; arguments as in `quantize`."""
+        """Calibrate the accelerated part of `model`, which stays intact; arguments as in `quantize`.
+
+        A model that is quantized already, or has nothing to quantize, is left as it is.
+        """
         config = config or QuantizeConfig()
-        base, wanted = model.clone(), points(model, nodes)
+        base, reason = model.clone(), why_not(model)
+        wanted = () if reason else points(model, nodes)
+        if not wanted:
+            report = PassReport("quantize", skipped=dict.fromkeys(sorted(nodes), reason) if reason else {})
+            return Calibrated(model.clone(), base, {}, Responses({}), {}, config, (report,))
         samples = statistics.spread(samples, config.samples)
         reports = [PassReport("calibrate", metrics={"calibration_samples": float(statistics.count(samples))})]
         if config.equalize and (convs := equalizable(model, wanted)):
