@@ -145,7 +145,10 @@ def _report(
         front=_front(made, after.macs),
         probes=tuple(Probe(trial.predicted, trial.divergence) for trial in made.trials if trial.predicted > 0),
         passes=tuple(_outcome(report) for report in reports),
-        warnings=(*parts.warnings, *([f"{already}: what is large and float alone is stored smaller"] if already else [])),
+        warnings=(
+            *parts.warnings,
+            *([f"{already}: what is large and float alone is stored smaller"] if already else []),
+        ),
         tools=doctor.tool_versions(),
     )
 
