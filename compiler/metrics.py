@@ -278,6 +278,11 @@ class Task:
             agreement=kept,
         )
 
+    def divergence(self, outputs: Outputs) -> float:
+        """How far the answers are from the original's: mean KL of class probabilities, else relative squared error."""
+        kind: Kind = "relative-error" if _distribution_axis(_first(self.original)) is None else "kl"
+        return replace(self, metric=METRICS[kind]).value(outputs)
+
     def keeps(self, outputs: Outputs, limit: float) -> bool:
         """Whether `outputs` drop the metric by no more than `limit`, and would on other samples.
 

@@ -70,6 +70,7 @@ class Trial:
         quantized: The network.
         outputs: Of the judged samples.
         drop: In the metric's own unit.
+        divergence: From the original's answers, in the unit of `predicted`.
         bytes: Of the file, estimated from the codes.
     """
 
@@ -78,6 +79,7 @@ class Trial:
     quantized: Quantized
     outputs: Outputs
     drop: float
+    divergence: float
     bytes: int
 
 
@@ -174,7 +176,8 @@ class Search:
         quantized = self.subject.calibrated.quantized(recipes, self.subject.importance)
         outputs = in_onnxruntime(quantized.model, self.subject.choose)
         drop = self.subject.task.drop(outputs)
-        trial = Trial(chosen, predicted, quantized, outputs, drop, estimated_bytes(quantized))
+        divergence = self.subject.task.divergence(outputs)
+        trial = Trial(chosen, predicted, quantized, outputs, drop, divergence, estimated_bytes(quantized))
         self.trials.append(trial)
         return trial
 
