@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from passes.recipes import Problem, Recipe, RecipeError
-from passes.recipes_coded import Codebook, Planes, Ternary, Vector
-from passes.recipes_prune import PruneAndRound
-from passes.recipes_structured import Circulant, Shared, recognised
+from passes import storage
+from passes.coding.estimate import code_bits
+from passes.recipes import AsFound, Coded, Problem, Recipe, RecipeError
+from passes.recipes_coded import Codebook, Planes, Stochastic, Ternary, Vector, integer_scales
+from passes.recipes_prune import PruneAndRound, PruneByRate
+from passes.recipes_structured import Circulant, Shared, Toeplitz, recognised
 from passes.recipes_uniform import RateDistortion, Uniform
-
-Family: TypeAlias = Callable[[Problem], Iterator[Recipe]]
+from passes.solvers.patterns import UNSTRUCTURED, Blocks, NofM, Pattern
+from passes.storage_structured import CirculantBlocks, SharedFilters
 
 SCALE_BITS = 3
 """A channel's scale on the grid of 2**(1/4), entropy coded."""
+EXACT_SCALE_BITS = 18
+"""A channel's scale that is kept as it is."""
 BIAS_BITS = 8
-RATE_LOSSES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
-"""Loss of a whole layer, in units of the network's, at which the rate family is measured."""
+FORM_BITS = 200
+"""Nodes and names of a stored form, coded."""
+RATE_LOSSES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+"""Loss of a whole layer, in units of the network's, at which the families with a rate are measured."""
 FINENESS = 4
 """Steps between two measured ones."""
+SURGEON_BITS, VECTOR_BITS, SMALL_VECTOR_BITS = 1.3, 2.2, 1.5
+"""Bits a weight of the rate family, above which the surgeon and vectors do not gain on it."""
+LARGE = 4096
+"""Weights from which on a codebook of 128 or 256 vectors is worth its bytes."""
+SURGEON_WORK = 4e10
+"""Multiplications of the surgeon's trace that a search among all families pays for."""
+SWEEP_WORK = 1.2e6
+"""Multiplications of one sweep, below which a family that rarely wins is given its chance."""
+BLOCK_ROWS = 4
+"""Output channels that hardware would skip together."""
+SHARED_TOLERANCES = (0.1, 0.3, 0.5)
 
 
 @dataclass(frozen=True)
@@ -44,51 +61,145 @@ class LayerOption:
     bits: float
 
 
-def _fixed_point(problem: Problem) -> Iterator[Recipe]:
-    for bits in range(2, 9):
-        yield Uniform(bits)
+@dataclass(frozen=True, eq=False)
+class Ask:
+    """What a family is to make offers for.
+
+    Attributes:
+        problem: Of the layer; the same object for all recipes, which keep what they find out about it.
+        rate: Options of the rate family, from the finest; empty where it is not among those asked. Then a
+            family offers its whole range of sizes, otherwise what has a chance against these.
+        found: The structure that the weights have already.
+        tensor: Name of the layer, for its random numbers.
+        seed: Of them.
+        is_wide: Whether codes beyond 8 bits may be offered.
+    """
+
+    problem: Problem
+    rate: Sequence[LayerOption]
+    found: Recipe | None
+    tensor: str
+    seed: int
+    is_wide: bool
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the whole range of sizes is asked for."""
+        return not self.rate
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a sweep or two of all groups take no time worth speaking of."""
+        groups, rows, taps = self.problem.weights.shape
+        return groups * taps * (rows * taps + 5000) <= SWEEP_WORK
+
+    @property
+    def has_chance(self) -> bool:
+        """Whether a family that rarely wins is asked all the same."""
+        return self.is_open or self.is_small
+
+    def steps(self, most: float) -> list[float]:
+        """Steps from where the rate family needs `most` bits a weight to its coarsest; of an open range, all."""
+        if self.is_open:
+            return _steps(self.problem)[2:]
+        below = [option for option in self.rate if option.bits <= most * self.problem.weights.size]
+        steps = [option.recipe.step for option in below if isinstance(option.recipe, RateDistortion)]
+        return list(dict.fromkeys((steps[0], steps[(len(steps) - 1) // 2], steps[-1]))) if steps else []
 
 
-def _prune(problem: Problem) -> Iterator[Recipe]:
-    yield PruneAndRound(0.5, 4)
-    yield PruneAndRound(0.7, 4)
+Family: TypeAlias = Callable[[Ask], Iterator[LayerOption]]
 
 
-def _binary(problem: Problem) -> Iterator[Recipe]:
-    for planes in (1, 2, 3):
-        yield Planes(planes)
+def _fixed_point(ask: Ask) -> Iterator[LayerOption]:
+    yield from _each("fixed-point", ask.problem, (Uniform(bits) for bits in range(2, 9)))
 
 
-def _ternary(problem: Problem) -> Iterator[Recipe]:
-    yield Ternary()
+def _stochastic(ask: Ask) -> Iterator[LayerOption]:
+    """At the size of a rounding that minds the loss it is always worse: nothing for a contest."""
+    if ask.is_open:
+        widths = (16, 8, 6, 4) if ask.is_wide else (8, 6, 4)
+        yield from _each("stochastic", ask.problem, (Stochastic(bits, ask.seed, ask.tensor) for bits in widths))
 
 
-def _codebook(problem: Problem) -> Iterator[Recipe]:
-    yield Codebook(8)
-    yield Codebook(16)
+def _prune(ask: Ask) -> Iterator[LayerOption]:
+    if ask.is_open:
+        yield from _pruned("prune", ask, (0.3, 0.5, 0.7, 0.8, 0.9), (UNSTRUCTURED,))
+    elif _surgeon_work(ask.problem) > SURGEON_WORK:
+        return
+    if steps := ask.steps(SURGEON_BITS):
+        for saved in (4.0, 9.0):
+            yield from _curve("prune", ask.problem, [PruneByRate(step, saved=saved) for step in steps])
 
 
-def _vector(problem: Problem) -> Iterator[Recipe]:
-    for dimension, entries in ((2, 64), (4, 256)):
-        if problem.weights.shape[2] % dimension == 0:
-            yield Vector(dimension, entries)
+def _prune_n_of_m(ask: Ask) -> Iterator[LayerOption]:
+    """Patterns cost more than they save where nothing but bytes counts: nothing for a contest."""
+    if ask.is_open:
+        yield from _pruned("prune-nm", ask, (0.0,), (NofM(2, 4), NofM(1, 4)))
 
 
-def _circulant(problem: Problem) -> Iterator[Recipe]:
-    if (found := recognised(problem)) is not None and not isinstance(found, Shared):
-        yield found
-    yield Circulant(2)
+def _prune_blocks(ask: Ask) -> Iterator[LayerOption]:
+    if ask.is_open:
+        yield from _pruned("prune-block", ask, (0.25, 0.5, 0.75), (Blocks(BLOCK_ROWS, 1),))
 
 
-def _shared(problem: Problem) -> Iterator[Recipe]:
-    if isinstance(found := recognised(problem), Shared):
-        yield found
-    yield Shared(0.1)
+def _ternary(ask: Ask) -> Iterator[LayerOption]:
+    if _is_planted(ask.problem, 1):
+        yield from _each("ternary", ask.problem, (AsFound(Ternary()),))
+    elif ask.has_chance:
+        yield from _each("ternary", ask.problem, (Ternary(),))
+
+
+def _binary(ask: Ask) -> Iterator[LayerOption]:
+    if ask.has_chance:
+        counts = (1, 2, 3, 4) if ask.is_open else (1, 2)
+        yield from _each("binary", ask.problem, (Planes(count) for count in counts))
+
+
+def _codebook(ask: Ask) -> Iterator[LayerOption]:
+    count = _distinct(ask.problem)
+    if count <= 64:
+        yield from _each("codebook", ask.problem, (AsFound(Codebook(max(count, 2), zero=False)),))
+    if ask.has_chance:
+        sizes = (4, 8, 16, 32, 64) if ask.is_open else (8, 16)
+        yield from _each("codebook", ask.problem, (Codebook(entries) for entries in sizes))
+
+
+def _vector(ask: Ask) -> Iterator[LayerOption]:
+    size, taps, kernel = ask.problem.weights.size, ask.problem.weights.shape[2], ask.problem.kernel
+    width = kernel[-1] if kernel and kernel[-1] > 1 else 2
+    is_large = size >= LARGE and width > 2
+    steps = ask.steps(VECTOR_BITS if is_large else SMALL_VECTOR_BITS)
+    shapes = [(width, 256 if size >= 4 * LARGE else 128)] if is_large else [(2, 64), (1, 32)]
+    for dimension, entries in shapes:
+        if taps % dimension == 0 and steps:
+            yield from _curve("vector", ask.problem, [Vector(dimension, entries, step=step) for step in steps])
+    if ask.is_open:
+        open_shapes = ((1, 64), (2, 64), (2, 256), (4, 256), (8, 256), (width, 256))
+        fitting = dict.fromkeys(shape for shape in open_shapes if taps % shape[0] == 0)
+        yield from _each("vector", ask.problem, (Vector(*shape) for shape in fitting))
+
+
+def _circulant(ask: Ask) -> Iterator[LayerOption]:
+    if isinstance(ask.found, Circulant | Toeplitz):
+        yield from _each("circulant", ask.problem, (AsFound(ask.found),))
+    forms = [Circulant(block) for block in ((2, 4, 8) if ask.is_open else (2,))]
+    yield from _each("circulant", ask.problem, (form for form in forms if _is_promising(form, ask)))
+
+
+def _shared(ask: Ask) -> Iterator[LayerOption]:
+    if isinstance(ask.found, Shared):
+        yield from _each("shared", ask.problem, (AsFound(ask.found),))
+    is_short = ask.problem.weights.shape[2] <= 16
+    tolerances = SHARED_TOLERANCES if ask.is_open else SHARED_TOLERANCES[:1] if is_short else ()
+    yield from _each("shared", ask.problem, (Shared(tolerance) for tolerance in tolerances))
 
 
 FAMILIES: Mapping[str, Family] = {
     "fixed-point": _fixed_point,
+    "stochastic": _stochastic,
     "prune": _prune,
+    "prune-nm": _prune_n_of_m,
+    "prune-block": _prune_blocks,
     "ternary": _ternary,
     "binary": _binary,
     "codebook": _codebook,
@@ -101,56 +212,157 @@ RATE = "entropy"
 NAMES = (RATE, *FAMILIES)
 
 
-def options(problem: Problem, chosen: Collection[str] = NAMES) -> list[LayerOption]:
+def options(
+    problem: Problem, chosen: Collection[str] = NAMES, *, tensor: str = "", seed: int = 0
+) -> list[LayerOption]:
     """What the chosen families offer for one layer, measured on its problem.
 
-    8 bits is always there: something must be possible.
+    8 bits is always there: something must be possible. Beside the rate family the others offer what has a chance
+    against it; without it, all their sizes.
+
+    Args:
+        problem: Of the layer.
+        chosen: Names of families.
+        tensor: Name of the layer, for random numbers of its own.
+        seed: Of the random numbers.
     """
-    found = [_measured("fixed-point", Uniform(8), problem)]
+    found = list(_each("fixed-point", problem, (Uniform(8),)))
+    rate = rate_options(problem) if RATE in chosen else []
+    structure = recognised(problem) if {"circulant", "shared"} & set(chosen) else None
+    ask = Ask(problem, rate, structure, tensor, seed, set(chosen) == {"stochastic"})
+    found += rate
     for name, family in FAMILIES.items():
-        if name not in chosen:
-            continue
-        for recipe in family(problem):
-            try:
-                found.append(_measured(name, recipe, problem))
-            except RecipeError:
-                continue
-    if RATE in chosen:
-        found += rate_options(problem)
+        if name in chosen:
+            found += family(ask)
     return list({option.recipe.name: option for option in found}.values())
 
 
 def rate_options(problem: Problem) -> list[LayerOption]:
     """The rate family at some steps, measured, and at finer ones in between, by interpolation."""
-    weights = problem.weights.size
-    steps = [math.sqrt(12 * loss / weights) for loss in RATE_LOSSES]
-    measured = [_measured(RATE, RateDistortion(step), problem) for step in steps]
-    result = [measured[0]]
-    for index in range(1, len(steps)):
-        for part in range(1, FINENESS + 1):
-            share = part / FINENESS
-            step = math.exp((1 - share) * math.log(steps[index - 1]) + share * math.log(steps[index]))
-            low, high = measured[index - 1], measured[index]
-            loss = math.exp((1 - share) * math.log(low.loss + 1e-30) + share * math.log(high.loss + 1e-30))
-            bits = (1 - share) * low.bits + share * high.bits
-            result.append(LayerOption(RATE, RateDistortion(step), loss, bits))
+    return _curve(RATE, problem, [RateDistortion(step) for step in _steps(problem)])
+
+
+def _steps(problem: Problem) -> list[float]:
+    return [math.sqrt(12 * loss / problem.weights.size) for loss in RATE_LOSSES]
+
+
+def _curve(
+    family: str, problem: Problem, recipes: Sequence[RateDistortion | PruneByRate | Vector]
+) -> list[LayerOption]:
+    return _between(list(_each(family, problem, recipes)))
+
+
+def _between(measured: Sequence[LayerOption]) -> list[LayerOption]:
+    """Measured options from the finest step to the coarsest, and interpolated ones in between."""
+    result = list(measured[:1])
+    for low, high in zip(measured, measured[1:]):
+        for part in range(1, FINENESS):
+            result.append(_blend(low, high, part / FINENESS))
+        result.append(high)
     return result
 
 
+def _blend(low: LayerOption, high: LayerOption, share: float) -> LayerOption:
+    assert isinstance(low.recipe, RateDistortion | PruneByRate | Vector)
+    assert isinstance(high.recipe, RateDistortion | PruneByRate | Vector)
+    loss = _geometric(low.loss, high.loss, share)
+    step = _geometric(low.recipe.step, high.recipe.step, share)
+    return LayerOption(low.family, replace(low.recipe, step=step), loss, (1 - share) * low.bits + share * high.bits)
+
+
+def _geometric(low: float, high: float, share: float) -> float:
+    return math.exp((1 - share) * math.log(low + 1e-30) + share * math.log(high + 1e-30))
+
+
+def _pruned(
+    family: str, ask: Ask, sparsities: Sequence[float], patterns: Sequence[Pattern]
+) -> Iterator[LayerOption]:
+    for pattern in patterns:
+        recipes = (PruneAndRound(share, bits, pattern) for share in sparsities for bits in (8, 4))
+        yield from _each(family, ask.problem, recipes)
+
+
+def _surgeon_work(problem: Problem) -> float:
+    groups, rows, taps = problem.weights.shape
+    return float(groups * rows) * float(taps) ** 3
+
+
+def _is_planted(problem: Problem, limit: int) -> bool:
+    """Whether all weights of every row are integers up to `limit` times a scale, but for float noise."""
+    few = problem.weights[:1, :1]
+    return integer_scales(few, limit) is not None and integer_scales(problem.weights, limit) is not None
+
+
+def _distinct(problem: Problem) -> int:
+    """How many numbers the layer consists of, up to 8 bits' noise."""
+    largest = float(np.abs(problem.weights).max(initial=0.0))
+    if not largest:
+        return 1
+    return len(np.unique(np.rint(problem.weights / largest * 2.0**18)))
+
+
+def _is_promising(form: Circulant, ask: Ask) -> bool:
+    """Whether the plain projection loses no more than the coarsest that the rate family goes to."""
+    if ask.is_open:
+        return True
+    try:
+        return form.outlook(ask.problem) <= ask.rate[-1].loss
+    except RecipeError:
+        return False
+
+
+def _each(family: str, problem: Problem, recipes: Collection[Recipe] | Iterator[Recipe]) -> Iterator[LayerOption]:
+    """Those of the recipes that can represent the layer, measured."""
+    for recipe in recipes:
+        try:
+            yield _measured(family, recipe, problem)
+        except RecipeError:
+            continue
+
+
 def _measured(family: str, recipe: Recipe, problem: Problem) -> LayerOption:
-    scale = recipe.scales(problem)
+    wished = recipe.scales(problem)
+    scale: NDArray[np.float64] = np.where(wished > 0, wished, 1.0)
     coded = recipe.codes(problem, scale)
-    loss = problem.loss(coded.codes * scale[:, :, None])
-    bits = entropy_bits(coded.codes) if coded.storage is None else _stored_bits(coded.storage)
+    loss = problem.loss(coded.codes.astype(np.float64) * scale[:, :, None])
     live = int(coded.codes.any(axis=2).sum())
-    return LayerOption(family, recipe, loss, bits + live * SCALE_BITS + problem.weights.shape[1] * BIAS_BITS)
+    per_scale = EXACT_SCALE_BITS if isinstance(recipe, AsFound) else SCALE_BITS
+    bits = stored_bits(coded, problem.kernel) + live * per_scale + scale.size * BIAS_BITS
+    return LayerOption(family, recipe, loss, bits)
 
 
-def _stored_bits(storage: object) -> float:
-    """Entropy of every array of a stored form."""
-    assert is_dataclass(storage)
-    arrays = [getattr(storage, each.name) for each in fields(storage)]
-    return sum(entropy_bits(array) for array in arrays if isinstance(array, np.ndarray))
+def stored_bits(coded: Coded, kernel: tuple[int, ...]) -> float:
+    """Bits of the codes, or of the arrays of the form that they are stored in, as the coder will spend them.
+
+    Args:
+        coded: Codes of one layer.
+        kernel: Kernel sizes behind the input channels.
+    """
+    match coded.storage:
+        case storage.Codebook(entries, indices):
+            return FORM_BITS + code_bits(entries[None]) + code_bits(_centred(_rows(indices)), kernel)
+        case storage.Vector(entries, indices):
+            return FORM_BITS + code_bits(entries) + code_bits(_centred(indices.reshape(1, -1)))
+        case storage.Planes() as planes:
+            table = planes.table()
+            return FORM_BITS + code_bits(_rows(table)) + code_bits(_centred(_rows(planes.signs)))
+        case CirculantBlocks(blocks, parameters):
+            return FORM_BITS + code_bits(parameters.reshape(-1, blocks.block))
+        case SharedFilters(filters, leader, orientation):
+            turned = leader.astype(np.int64) + len(filters) * orientation.astype(np.int64)
+            inner = filters.reshape(len(filters), -1)
+            return FORM_BITS + code_bits(inner, kernel) + code_bits(_centred(turned.reshape(1, -1)))
+    return code_bits(_rows(coded.codes), kernel)
+
+
+def _rows(array: NDArray[np.integer]) -> NDArray[np.integer]:
+    return array.reshape(-1, array.shape[-1])
+
+
+def _centred(indices: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Less the most frequent one, as the coder takes numbers without a sign."""
+    values, counts = np.unique(indices, return_counts=True)
+    return indices.astype(np.int64) - int(values[counts.argmax()])
 
 
 def entropy_bits(codes: NDArray[np.integer]) -> float:

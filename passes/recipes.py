@@ -80,3 +80,31 @@ class Recipe(Protocol):
         Raises:
             RecipeError: As above.
         """
+
+
+@dataclass(frozen=True)
+class AsFound:
+    """A recipe for weights that are of its form already: they aim at nothing but themselves.
+
+    Scales on a coarse grid, or weights that make good for what other layers changed, would tear the form apart; so the
+    quantizer keeps both as they are.
+
+    Attributes:
+        recipe: Whose form it is.
+    """
+
+    recipe: Recipe
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe.name}, as found"
+
+    @property
+    def limit(self) -> int:
+        return self.recipe.limit
+
+    def scales(self, problem: Problem) -> NDArray[np.float64]:
+        return self.recipe.scales(problem)
+
+    def codes(self, problem: Problem, scale: NDArray[np.float64]) -> Coded:
+        return self.recipe.codes(problem, scale)

@@ -353,12 +353,27 @@ def _row_sizes(problem: Problem) -> Stack:
 
 def _coded(entries: Matrix, indices: Indices) -> Coded:
     """Codes of a codebook of numbers or vectors, float64 [k, d], without the entries that nothing uses."""
-    used, packed = np.unique(indices, return_inverse=True)
+    used, packed, counts = np.unique(indices, return_inverse=True, return_counts=True)
+    if entries.shape[1] > 1:
+        used, packed = _arranged(used, packed, counts)
     whole, small = entries[used].astype(np.int8), packed.reshape(indices.shape).astype(np.uint8)
     stored: storage.Storage = (
         storage.Codebook(whole[:, 0], small) if entries.shape[1] == 1 else storage.Vector(whole, small)
     )
     return Coded(stored.codes(), stored)
+
+
+def _arranged(used: Indices, packed: Indices, counts: NDArray[np.intp]) -> tuple[Indices, Indices]:
+    """Vectors in an order in which frequent ones have numbers near the most frequent one's.
+
+    Numbers have an order by themselves, vectors have none; the coder takes indices less the most frequent one, and
+    small differences cost it little.
+    """
+    by_count = np.argsort(-counts, kind="stable")
+    order = np.concatenate([by_count[2::2][::-1], by_count[:1], by_count[1::2]])
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    return used[order], place[packed]
 
 
 def _narrow(codes: NDArray[np.int32]) -> storage.Narrow | None:

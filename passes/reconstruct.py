@@ -16,7 +16,7 @@ from passes.gram import Gatherer, Moments
 from passes.layer import Layer, layers
 from passes.problem import SHRINKAGE, Importance, problem_of
 from passes.quantize_weights import WEIGHT_MAX, bias_codes, dead_channels, fitted
-from passes.recipes import Coded, Problem, Recipe, RecipeError
+from passes.recipes import AsFound, Coded, Problem, Recipe, RecipeError
 from passes.recipes_uniform import Uniform, left_variance
 from passes.scales import Scale
 from passes.statistics import Arrays, Progress
@@ -158,7 +158,7 @@ class Reconstruct(Rewrite):
             notes.skip(node, f"its channels have {layer.taps} weights each: they are rounded to the nearest")
             return
         moments = self._moments(layer, inputs, self._wanted.values[name])
-        problem = self._problem(name, layer, aim, moments)
+        problem = self._problem(name, layer, aim, moments, is_fixed=isinstance(recipe, AsFound))
         is_dead = dead_channels(aim.weights, aim.source, aim.target)
         problem.weights[is_dead.reshape(problem.weights.shape[:2])] = 0
         try:
@@ -187,10 +187,10 @@ class Reconstruct(Rewrite):
             gatherer.add(sample, answer)
         return gatherer.moments()
 
-    def _problem(self, name: str, layer: Layer, aim: Aim, moments: Moments) -> Problem:
+    def _problem(self, name: str, layer: Layer, aim: Aim, moments: Moments, *, is_fixed: bool) -> Problem:
         importance = self._importance.get(name) or Importance.even(layer.channels)
         made = problem_of(layer, aim.weights, moments, importance)
-        if not self._config.follow:
+        if is_fixed or not self._config.follow:
             return made
         return replace(made, weights=_followed(made.weights, moments, moments.hessian(SHRINKAGE)))
 
@@ -202,6 +202,8 @@ class Reconstruct(Rewrite):
             return latest[0].codes.reshape(scale.size, -1)
 
         wished = recipe.scales(problem).ravel()
+        loudest = np.abs(problem.weights).max(axis=2, initial=0.0).ravel()
+        is_whole = wished * recipe.limit >= loudest * (1 - 1e-9)
         scale, _ = fitted(
             np.where(problem.weights.any(axis=2).ravel(), wished, 0.0),
             rounding,
@@ -209,7 +211,9 @@ class Reconstruct(Rewrite):
             aim.source,
             aim.target,
             acc_bits=self._config.acc_bits,
-            is_coarse=self._config.is_coarse,
+            is_coarse=self._config.is_coarse and not isinstance(recipe, AsFound),
+            # Where the recipe cuts no weight, the grid shall not either, by more than it rounds.
+            least=np.where(is_whole, loudest / (recipe.limit + 0.5), 0.0),
         )
         return latest[0], scale
 
