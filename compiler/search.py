@@ -20,8 +20,7 @@ from compiler.metrics import Outputs, Task
 from compiler.quality import in_onnxruntime
 from passes import graph as edit
 from passes.budget import Option, Plan, choose, pareto
-from passes.coding.estimate import code_bits
-from passes.families import BIAS_BITS, NAMES, SCALE_BITS, LayerOption, options
+from passes.families import BIAS_BITS, NAMES, SCALE_BITS, LayerOption, options, stored_bits
 from passes.gram import Moments, collect_moments
 from passes.layer import Layer, layers
 from passes.problem import Importance, problem_of
@@ -121,7 +120,7 @@ class Search:
         weights = edit.constant(edit.operand(node, 1))
         assert weights is not None
         importance = self.subject.importance.get(str(node.name)) or Importance.even(layer.channels)
-        return options(problem_of(layer, weights, moments, importance), self.subject.families)
+        return options(problem_of(layer, weights, moments, importance), self.subject.families, tensor=str(node.name))
 
     def within_drop(self, max_drop: float) -> Trial | None:
         """The smallest plan that drops the metric by no more than `max_drop`; None where not even the best does."""
@@ -191,19 +190,19 @@ class Search:
 
 
 def estimated_bytes(quantized: Quantized) -> int:
-    """About how large the container becomes: entropy of codes and biases, scales, and a graph."""
-    bits = sum(layer_bits(node) for node in quantized.model.graph)
+    """About how large the container becomes: codes or what they are stored as, scales, biases, and a graph."""
+    bits = sum(layer_bits(node, quantized.storages.get(str(node.name))) for node in quantized.model.graph)
     return math.ceil(bits / 8) + GRAPH_BYTES
 
 
-def layer_bits(node: ir.Node) -> float:
-    """Entropy of the integers of one quantized layer and its scales; 0 for other nodes."""
+def layer_bits(node: ir.Node, storage: object | None = None) -> float:
+    """Bits of the integers of one quantized layer, or of their stored form, and its scales; 0 for other nodes."""
     found = coded_layer(node)
     if found is None:
         return 0.0
     weights, biases = found
     rows = weights.reshape(len(weights), -1)
-    bits = code_bits(rows, weights.shape[2:])
+    bits = stored_bits(rows, storage, weights.shape[2:])
     return bits + BIAS_BITS * len(biases) + SCALE_BITS * int(rows.any(axis=1).sum())
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from passes import storage
 from passes.coding.estimate import code_bits
-from passes.recipes import AsFound, Coded, Problem, Recipe, RecipeError
+from passes.recipes import AsFound, Problem, Recipe, RecipeError
 from passes.recipes_coded import Codebook, Planes, Stochastic, Ternary, Vector, integer_scales
 from passes.recipes_prune import PruneAndRound, PruneByRate
 from passes.recipes_structured import Circulant, Shared, Toeplitz, recognised
@@ -327,18 +327,19 @@ def _measured(family: str, recipe: Recipe, problem: Problem) -> LayerOption:
     loss = problem.loss(coded.codes.astype(np.float64) * scale[:, :, None])
     live = int(coded.codes.any(axis=2).sum())
     per_scale = EXACT_SCALE_BITS if isinstance(recipe, AsFound) else SCALE_BITS
-    bits = stored_bits(coded, problem.kernel) + live * per_scale + scale.size * BIAS_BITS
+    bits = stored_bits(coded.codes, coded.storage, problem.kernel) + live * per_scale + scale.size * BIAS_BITS
     return LayerOption(family, recipe, loss, bits)
 
 
-def stored_bits(coded: Coded, kernel: tuple[int, ...]) -> float:
+def stored_bits(codes: NDArray[np.integer], form: object | None, kernel: tuple[int, ...]) -> float:
     """Bits of the codes, or of the arrays of the form that they are stored in, as the coder will spend them.
 
     Args:
-        coded: Codes of one layer.
+        codes: Of one layer, [..., taps].
+        form: A value of passes.storage, or None for as they are.
         kernel: Kernel sizes behind the input channels.
     """
-    match coded.storage:
+    match form:
         case storage.Codebook(entries, indices):
             return FORM_BITS + code_bits(entries[None]) + code_bits(_centred(_rows(indices)), kernel)
         case storage.Vector(entries, indices):
@@ -352,7 +353,7 @@ def stored_bits(coded: Coded, kernel: tuple[int, ...]) -> float:
             turned = leader.astype(np.int64) + len(filters) * orientation.astype(np.int64)
             inner = filters.reshape(len(filters), -1)
             return FORM_BITS + code_bits(inner, kernel) + code_bits(_centred(turned.reshape(1, -1)))
-    return code_bits(_rows(coded.codes), kernel)
+    return code_bits(_rows(codes), kernel)
 
 
 def _rows(array: NDArray[np.integer]) -> NDArray[np.integer]:
