@@ -109,6 +109,7 @@ def fitted(
     *,
     acc_bits: int,
     is_coarse: bool = False,
+    least: NDArray[np.float64] | float = 0.0,
 ) -> tuple[NDArray[np.float32], Codes]:
     """Scales that the machine can take, no smaller than wished but for the grid, and the codes at these.
 
@@ -119,6 +120,7 @@ def fitted(
         source, target: Of the layer's input and output.
         acc_bits: Signed accumulator width; proven from the codes, for 8-bit activations.
         is_coarse: Wish for powers of 2**(1/4), which a container stores as small integers.
+        least: Where the nearest of these would be below this, float64 [C_out], the next one is taken.
 
     Raises:
         ValueError: s_x * s_w / s_y would be 2**16 or more.
@@ -128,7 +130,7 @@ def fitted(
     floor = np.maximum(bias_needs, smallest)
     needed = np.maximum(wished, floor)
     if is_coarse:
-        needed = _coarse(needed, floor)
+        needed = _coarse(needed, np.maximum(floor, least))
     scale = np.array([weight_scale(float(s), source, target) for s in needed], np.float32)
     codes = rounding(scale.astype(np.float64))
     while source.bits <= 8 and (overflow := ~accumulator_fits(codes, acc_bits)).any():

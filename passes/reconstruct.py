@@ -18,6 +18,7 @@ from passes.problem import SHRINKAGE, Importance, problem_of
 from passes.quantize_weights import WEIGHT_MAX, bias_codes, dead_channels, fitted
 from passes.recipes import AsFound, Coded, Problem, Recipe, RecipeError
 from passes.recipes_uniform import Uniform, left_variance
+from passes.scale_grid import STEPS_PER_OCTAVE
 from passes.scales import Scale
 from passes.statistics import Arrays, Progress
 from passes.walk import Inputs, walk
@@ -202,8 +203,6 @@ class Reconstruct(Rewrite):
             return latest[0].codes.reshape(scale.size, -1)
 
         wished = recipe.scales(problem).ravel()
-        loudest = np.abs(problem.weights).max(axis=2, initial=0.0).ravel()
-        is_whole = wished * recipe.limit >= loudest * (1 - 1e-9)
         scale, _ = fitted(
             np.where(problem.weights.any(axis=2).ravel(), wished, 0.0),
             rounding,
@@ -212,8 +211,7 @@ class Reconstruct(Rewrite):
             aim.target,
             acc_bits=self._config.acc_bits,
             is_coarse=self._config.is_coarse and not isinstance(recipe, AsFound),
-            # Where the recipe cuts no weight, the grid shall not either, by more than it rounds.
-            least=np.where(is_whole, loudest / (recipe.limit + 0.5), 0.0),
+            least=_least(problem, wished, recipe.limit) if self._config.is_coarse else 0.0,
         )
         return latest[0], scale
 
@@ -230,6 +228,23 @@ def _followed(
     rest = cross - weights @ moments.covariance
     moved = weights + np.stack([np.linalg.solve(h, r.T).T for h, r in zip(hessian, rest, strict=True)])
     return np.where(weights != 0, moved, 0.0)
+
+
+def _least(problem: Problem, wished: NDArray[np.float64], limit: int) -> NDArray[np.float64]:
+    """Scales that the coarse grid shall not undercut, float64 [C_out]: a finer one errs more, for it cuts weights.
+
+    0 where the finer one is as good.
+    """
+    steps = np.floor(np.log2(np.maximum(wished, np.finfo(np.float32).tiny)) * STEPS_PER_OCTAVE)
+    finer, coarser = (np.exp2((steps + add) / STEPS_PER_OCTAVE) for add in (0, 1))
+    diagonal = np.diagonal(problem.hessian, axis1=1, axis2=2)
+
+    def error(scale: NDArray[np.float64]) -> NDArray[np.float64]:
+        each = scale.reshape(*problem.weights.shape[:2], 1)
+        rounded = np.clip(np.rint(problem.weights / each), -limit, limit) * each
+        return np.einsum("grt,gt->gr", np.square(rounded - problem.weights), diagonal).ravel()
+
+    return np.where(error(coarser) < error(finer), coarser * (1 - 1e-9), 0.0)
 
 
 def _bias_step(problem: Problem, scale: NDArray[np.float32], importance: Importance | None) -> float:
