@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -64,8 +65,51 @@ class Moments:
         return np.stack([damped(each, share) for each in whole])
 
 
+BATCHED_TAPS = 1024
+"""Products of layers with more are taken over some samples together: to add up so large sums takes longer than they."""
+
+
+class Means:
+    """Adds up what is needed where rounding to the nearest will do.
+
+    Args:
+        layer: The layer.
+        positions: Of one sample, at most about as many.
+    """
+
+    def __init__(self, layer: Layer, positions: int = POSITIONS_MAX) -> None:
+        self._layer, self._positions, self._count = layer, positions, 0
+        self._sum, self._square = np.zeros((layer.groups, layer.taps)), np.zeros((layer.groups, layer.taps))
+        self._answer = np.zeros((layer.groups, layer.rows))
+
+    def add(self, sample: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:
+        """As `Gatherer.add`."""
+        seen = self._layer.patches(sample, self._positions)
+        self._count += seen.shape[2]
+        self._sum += seen.sum(axis=2, dtype=np.float64)
+        self._square += np.square(seen).sum(axis=2, dtype=np.float64)
+        self._answer += wanted.sum(axis=2, dtype=np.float64)
+
+    @property
+    def mean(self) -> NDArray[np.float64]:
+        """Of what is read, float64 [groups, taps]."""
+        return self._sum / self._count
+
+    @property
+    def variance(self) -> NDArray[np.float64]:
+        """Of what is read, float64 [groups, taps]."""
+        return np.maximum(self._square / self._count - np.square(self.mean), 0.0)
+
+    @property
+    def answer(self) -> NDArray[np.float64]:
+        """Mean of the wanted responses, float64 [groups, rows]."""
+        return self._answer / self._count
+
+
 class Gatherer:
     """Adds up the moments of one layer. Sums are float64, products of one sample float32, in the order of the samples.
+
+    Of a layer with many taps, products of as many samples as have half as many positions are float32.
 
     Args:
         layer: The layer.
@@ -81,6 +125,8 @@ class Gatherer:
         self._answer = np.zeros((layer.groups, layer.rows))
         self._cross = np.zeros((layer.groups, layer.rows, layer.taps))
         self._has_answers = False
+        self._waiting: list[tuple[NDArray[np.float32], NDArray[np.float32] | None]] = []
+        self._totals: list[NDArray[np.float64]] = []
 
     def add(self, sample: NDArray[np.float32], wanted: NDArray[np.float32] | None = None) -> None:
         """One sample's input [1, C, ...], and the wanted responses as `Layer.responses` gives them."""
@@ -88,16 +134,38 @@ class Gatherer:
         self._count += seen.shape[2]
         total = seen.sum(axis=2, dtype=np.float64)
         self._sum += total
-        self._shared += total[:, :, None] * total[:, None, :] / seen.shape[2]
-        turned = seen.transpose(0, 2, 1)
-        self._square += np.matmul(seen, turned)
         if wanted is not None:
             self._has_answers = True
             self._answer += wanted.sum(axis=2, dtype=np.float64)
+        if self._layer.taps <= BATCHED_TAPS:
+            self._shared += total[:, :, None] * total[:, None, :] / seen.shape[2]
+            self._multiply(seen, wanted)
+            return
+        self._totals.append(total / math.sqrt(seen.shape[2]))
+        self._waiting.append((seen, wanted))
+        if sum(each.shape[2] for each, _ in self._waiting) >= self._layer.taps // 2:
+            self._flush()
+
+    def _multiply(self, seen: NDArray[np.float32], wanted: NDArray[np.float32] | None) -> None:
+        turned = seen.transpose(0, 2, 1)
+        self._square += np.matmul(seen, turned)
+        if wanted is not None:
             self._cross += np.matmul(wanted, turned)
+
+    def _flush(self) -> None:
+        """Multiply what waits."""
+        if self._waiting:
+            answers = [each for _, each in self._waiting if each is not None]
+            seen = np.concatenate([each for each, _ in self._waiting], axis=2)
+            self._multiply(seen, np.concatenate(answers, axis=2) if answers else None)
+        if self._totals:
+            totals = np.stack(self._totals, axis=2)
+            self._shared += np.matmul(totals, totals.transpose(0, 2, 1))
+        self._waiting, self._totals = [], []
 
     def moments(self) -> Moments:
         """What was gathered so far; at least one sample."""
+        self._flush()
         n = self._count
         answers = (self._answer / n, self._cross / n) if self._has_answers else (None, None)
         return Moments(n, self._sum / n, self._square / n, self._shared / n, *answers)

@@ -7,7 +7,7 @@ otherwise. Weights: symmetric, narrow range, one scale per output channel. Bias:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,7 +22,7 @@ from passes.equalize import MARK, Equalize, EqualizeConfig, equalizable
 from passes.problem import Importance
 from passes.quantize_weights import quantize_weights
 from passes.recipes import Recipe
-from passes.reconstruct import Aim, Reconstruct, ReconstructConfig, Responses, responses
+from passes.reconstruct import Aim, Answers, Reconstruct, ReconstructConfig, Responses
 from passes.scales import (
     MANTISSA_BITS,
     SHIFT_MAX,
@@ -172,16 +172,27 @@ class Calibrated:
             peaks = statistics.collect(model, samples, peaks=convs, progress=progress).peaks
             reports.append(_applied(Equalize(convs, peaks, config.equalize), base))
         equalized = base.clone()
-        found = statistics.collect(equalized, samples, histograms=[point.name for point in wanted], progress=progress)
+        names, total = [point.name for point in wanted], statistics.count(samples)
+        weighted = _weighted(equalized, wanted) if config.reconstruct else frozenset()
+        rows = statistics.spread_rows(total, affordable(equalized, weighted, config))
+        outputs = {str(node.name): str(node.outputs[0].name) for node in equalized.graph if node.name in weighted}
+        answers = Answers(equalized, outputs, len(rows), config.positions)
+        places = {int(row): place for place, row in enumerate(rows)}
+
+        def show(index: int, row: statistics.Row) -> None:
+            if index in places:
+                answers.add(places[index], row)
+
+        found = statistics.collect(
+            equalized, samples, histograms=names, shown=outputs.values(), show=show, progress=progress
+        )
         scales = choose_scales(equalized, wanted, found.histograms, config.activations)
         reports.append(_applied(Quantize(nodes, scales, config), base))
         if not config.reconstruct:
             return Calibrated(equalized, base, {}, Responses({}), {}, config, tuple(reports))
+        some = {name: array[rows] for name, array in samples.items()}
         aims = _aims(equalized, wanted, scales)
-        some = statistics.spread(samples, affordable(equalized, aims, config))
-        outputs = {str(node.name): str(node.outputs[0].name) for node in equalized.graph if node.name in aims}
-        answers = responses(equalized, outputs, some, config.positions, progress)
-        return Calibrated(equalized, base, aims, answers, some, config, tuple(reports))
+        return Calibrated(equalized, base, aims, answers.responses, some, config, tuple(reports))
 
     def quantized(
         self,
@@ -206,6 +217,12 @@ class Calibrated:
         return Quantized(result, report, step.storages, step.losses)
 
 
+def _weighted(model: ir.Model, wanted: tuple[Point, ...]) -> frozenset[str]:
+    """Names of the weighted layers with an integer point of their own."""
+    anchors = {point.anchor for point in wanted}
+    return frozenset(str(node.name) for node in model.graph if node.name in anchors and node.op_type in WEIGHTED)
+
+
 def _aims(model: ir.Model, wanted: tuple[Point, ...], scales: Scales) -> dict[str, Aim]:
     """Every weighted layer with an integer point of its own."""
     nodes = {node.name: node for node in model.graph}
@@ -222,7 +239,7 @@ def _aims(model: ir.Model, wanted: tuple[Point, ...], scales: Scales) -> dict[st
     return found
 
 
-def affordable(model: ir.Model, aims: Mapping[str, Aim], config: QuantizeConfig) -> int:
+def affordable(model: ir.Model, aims: Container[str], config: QuantizeConfig) -> int:
     """As many samples as keep the wanted responses of the largest layer within MEMORY."""
     shapes = [edit.shape_of(node.outputs[0]) or (1,) for node in model.graph if node.name in aims]
     largest = max((shape[1] * min(math.prod(shape[2:]), config.positions) * 4 for shape in shapes), default=1)

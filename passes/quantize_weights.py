@@ -18,6 +18,9 @@ BIAS_MAX = 2**30  # leaves room for the zero-point term in a 48-bit offset, and 
 DEAD_STEPS = 2.0**-8
 """A channel whose weights together cannot move its output by this many quantization steps has weight code 0."""
 
+PART = 1 << 20
+"""Weights that are rounded at once."""
+
 Codes: TypeAlias = NDArray[np.int32]
 Round: TypeAlias = Callable[[NDArray[np.float64]], Codes]
 """Scales float64 [C_out] to codes int32 [C_out, taps]."""
@@ -67,8 +70,8 @@ def quantize_weights(
     Source: Jacob et al., CVPR 2018, section 3.
     """
     is_dead = dead_channels(weights, source, target)
-    rows = np.where(is_dead[:, None], 0.0, weights.reshape(len(weights), -1).astype(np.float64))
-    natural = np.abs(rows).max(axis=1, initial=0.0) / WEIGHT_MAX
+    rows = np.where(is_dead[:, None], np.float32(0), weights.reshape(len(weights), -1))
+    natural = np.abs(rows).max(axis=1, initial=0.0).astype(np.float64) / WEIGHT_MAX
     scale, codes = fitted(natural, nearest_codes(rows), bias, source, target, acc_bits=acc_bits)
     return QuantizedWeights(
         codes.reshape(weights.shape).astype(np.int8),
@@ -79,19 +82,30 @@ def quantize_weights(
     )
 
 
-def nearest_codes(rows: NDArray[np.float64], limit: int = WEIGHT_MAX) -> Round:
-    """Rounding of `rows`, float64 [C_out, taps], to the nearest code."""
+def nearest_codes(rows: NDArray[np.floating], limit: int = WEIGHT_MAX) -> Round:
+    """Rounding of `rows`, float [C_out, taps], to the nearest code."""
 
     def nearest(scale: NDArray[np.float64]) -> Codes:
-        return np.clip(np.rint(rows / scale[:, None]), -limit, limit).astype(np.int32)
+        codes = np.empty(rows.shape, np.int32)
+        for part in _parts(rows):
+            exact = rows[part].astype(np.float64) / scale[part, None]
+            codes[part] = np.clip(np.rint(exact), -limit, limit)
+        return codes
 
     return nearest
 
 
+def _parts(rows: NDArray[np.generic]) -> list[slice]:
+    """Rows that are worked on together: what is made on the way stays small beside the weights of a huge layer."""
+    step = max(1, PART // max(1, rows[0].size if len(rows) else 1))
+    return [slice(first, first + step) for first in range(0, len(rows), step)]
+
+
 def dead_channels(weights: NDArray[np.generic], source: Scale, target: Scale) -> NDArray[np.bool_]:
     """Channels that cannot move the output by DEAD_STEPS steps whatever the input, bool [C_out]."""
-    rows = np.abs(weights.reshape(len(weights), -1).astype(np.float64))
-    return np.asarray(rows.sum(axis=1) * source.scale * (source.high - source.low) < DEAD_STEPS * target.scale)
+    rows = weights.reshape(len(weights), -1)
+    sums = np.concatenate([np.abs(rows[part].astype(np.float64)).sum(axis=1) for part in _parts(rows)] or [np.zeros(0)])
+    return np.asarray(sums * source.scale * (source.high - source.low) < DEAD_STEPS * target.scale)
 
 
 def bias_codes(bias: NDArray[np.floating], source: Scale, scale: NDArray[np.float32]) -> NDArray[np.int32]:
@@ -154,8 +168,9 @@ def _coarse(needed: NDArray[np.float64], floor: NDArray[np.float64]) -> NDArray[
 
 def accumulator_range(codes: NDArray[np.signedinteger]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Smallest and largest sum of every channel over all int8 inputs, int64 [C_out] each."""
-    rows = codes.reshape(codes.shape[0], -1).astype(np.int64)
-    positive, negative = np.maximum(rows, 0).sum(axis=1), np.minimum(rows, 0).sum(axis=1)
+    rows = codes.reshape(codes.shape[0], -1)
+    positive = np.maximum(rows, 0).sum(axis=1, dtype=np.int64)
+    negative = np.minimum(rows, 0).sum(axis=1, dtype=np.int64)
     return positive * Q_MIN + negative * Q_MAX, positive * Q_MAX + negative * Q_MIN
 
 

@@ -52,6 +52,23 @@ class Uniform:
         diagonal = np.diagonal(problem.hessian, axis1=1, axis2=2)
         return np.stack([mse_scales(w, self.limit, d) for w, d in zip(problem.weights, diagonal, strict=True)])
 
+    def nearest_scales(self, weights: NDArray[np.floating], variance: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The scales that it would like for rounding to the nearest, float64 [rows]; 0 for a row of zeros.
+
+        Args:
+            weights: [rows, taps].
+            variance: Of what each tap reads, float64 [groups, taps].
+        """
+        loudest = np.abs(weights).max(axis=1, initial=0.0).astype(np.float64)
+        if self.bits >= WIDE_BITS:
+            return np.asarray(loudest / self.limit)
+        cost = variance + variance.mean(axis=1, keepdims=True) / 10
+        best = [
+            mse_scales(row[None].astype(np.float64), self.limit, cost[index * len(cost) // len(weights)])[0]
+            for index, row in enumerate(weights)
+        ]
+        return np.where(loudest > 0, best, 0.0)
+
     def codes(self, problem: Problem, scale: NDArray[np.float64]) -> Coded:
         return Coded(
             np.stack(

@@ -12,23 +12,30 @@ from numpy.typing import NDArray
 
 from passes import statistics
 from passes.base import Notes, Rewrite
-from passes.gram import Gatherer, Moments
+from passes.gram import Gatherer, Means, Moments
 from passes.layer import Layer, layers
 from passes.problem import SHRINKAGE, Importance, problem_of
-from passes.quantize_weights import WEIGHT_MAX, bias_codes, dead_channels, fitted
+from passes.quantize_weights import WEIGHT_MAX, bias_codes, dead_channels, fitted, nearest_codes
 from passes.recipes import AsFound, Coded, Problem, Recipe, RecipeError
-from passes.recipes_uniform import Uniform, left_variance
+from passes.recipes_uniform import WIDE_BITS, Uniform, left_variance
 from passes.scale_grid import STEPS_PER_OCTAVE
 from passes.scales import Scale
+from passes.spill import Rows, Store
 from passes.statistics import Arrays, Progress
 from passes.walk import Inputs, walk
 
 TAPS_MAX = 8192
 """Weights that one output channel may have: the covariance of its inputs has the square of that."""
+WIDE_TAPS_MAX = 1024
+"""The same where codes are wide: to choose them takes minutes in larger layers and gains tenths of a decibel."""
+SPILL = 256 * 2**20
+"""Bytes of responses that are held in memory; more goes to a temporary file."""
 
 
 BIAS_EXPONENT_MAX = 12
 """Biases are stored as multiples of s_y / 2**e with e up to this."""
+NEAREST_BIAS_EXPONENT = 5
+"""And of layers that are rounded to the nearest, with this e."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +59,10 @@ class Responses:
     """Responses of the original layers at the positions where moments are taken, by node name.
 
     Attributes:
-        values: float32 [N, groups, rows, positions].
+        values: float32 [N, groups, rows, positions], sample by sample.
     """
 
-    values: Mapping[str, NDArray[np.float32]]
+    values: Mapping[str, Rows | NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -88,21 +95,47 @@ def responses(
         positions: As in ReconstructConfig.
         progress: Told ("responses", done, total).
     """
-    known = layers(model)
-    by_output = {str(node.outputs[0].name): known.get(str(node.name)) for node in model.graph if node.outputs}
-    total = statistics.count(samples)
-    found: dict[str, NDArray[np.float32]] = {}
+    made = Answers(model, names, statistics.count(samples), positions)
     for index, row in enumerate(statistics.run(model, samples, dict.fromkeys(names.values()))):
-        for name, value in names.items():
-            layer = by_output[value]
-            assert layer is not None
-            answer = layer.responses(row[value], positions)
-            if name not in found:
-                found[name] = np.empty((total, *answer.shape), np.float32)
-            found[name][index] = answer
+        made.add(index, row)
         if progress:
-            progress("responses", index + 1, total)
-    return Responses(found)
+            progress("responses", index + 1, made.count)
+    return made.responses
+
+
+class Answers:
+    """Gathers responses, in memory or, where they are many, in a file.
+
+    Args:
+        model, names, positions: As in `responses`.
+        count: Samples that will come.
+    """
+
+    def __init__(self, model: ir.Model, names: Mapping[str, str], count: int, positions: int) -> None:
+        known = layers(model)
+        made = {str(node.outputs[0].name): known.get(str(node.name)) for node in model.graph if node.outputs}
+        self.count, self._positions = count, positions
+        self._layers = {name: (value, made[value]) for name, value in names.items()}
+        self._values: dict[str, Rows | NDArray[np.float32]] = {}
+
+    def add(self, index: int, row: Mapping[str, NDArray[np.float32]]) -> None:
+        """The values of one sample."""
+        answers = {}
+        for name, (value, layer) in self._layers.items():
+            assert layer is not None
+            answers[name] = layer.responses(row[value], self._positions)
+        if not self._values:
+            store = Store() if self.count * sum(each.nbytes for each in answers.values()) > SPILL else None
+            for name, each in answers.items():
+                whole = (self.count, *each.shape)
+                self._values[name] = Rows(store, self.count, each.shape) if store else np.empty(whole, np.float32)
+        for name, each in answers.items():
+            self._values[name][index] = each
+
+    @property
+    def responses(self) -> Responses:
+        """What was gathered."""
+        return Responses(self._values)
 
 
 class Reconstruct(Rewrite):
@@ -155,8 +188,11 @@ class Reconstruct(Rewrite):
     def _layer(self, node: ir.Node, layer: Layer, inputs: Inputs, notes: Notes) -> None:
         name = str(node.name)
         aim, recipe = self._aims[name], self._recipes.get(name, Uniform())
-        if layer.taps > TAPS_MAX:
-            notes.skip(node, f"its channels have {layer.taps} weights each: they are rounded to the nearest")
+        if layer.taps > TAPS_MAX or (layer.taps > WIDE_TAPS_MAX and _is_wide(recipe)):
+            if not isinstance(recipe, Uniform):
+                notes.skip(node, f"{recipe.name}: its channels have {layer.taps} weights each; it is W8 instead")
+            self._nearest(node, layer, inputs, recipe if isinstance(recipe, Uniform) else Uniform())
+            notes.change(node)
             return
         moments = self._moments(layer, inputs, self._wanted.values[name])
         problem = self._problem(name, layer, aim, moments, is_fixed=isinstance(recipe, AsFound))
@@ -182,7 +218,34 @@ class Reconstruct(Rewrite):
         _write(node, np.asarray(layer.stored(coded.codes)), scale, stored, aim.source)
         notes.change(node)
 
-    def _moments(self, layer: Layer, inputs: Inputs, wanted: NDArray[np.float32]) -> Moments:
+    def _nearest(self, node: ir.Node, layer: Layer, inputs: Inputs, recipe: Uniform) -> None:
+        """Integers next to the float weights, and a bias that takes up the mean."""
+        aim = self._aims[str(node.name)]
+        means = Means(layer, self._config.positions)
+        for sample, answer in zip(inputs, self._wanted.values[str(node.name)], strict=True):
+            means.add(sample, answer)
+        is_dead = dead_channels(aim.weights, aim.source, aim.target)
+        weights = (aim.weights.T if layer.op == "MatMul" else aim.weights).reshape(layer.channels, layer.taps)
+        weights = np.where(is_dead[:, None], np.float32(0), weights)
+        wished = recipe.nearest_scales(weights, means.variance)
+        scale, codes = fitted(
+            wished,
+            nearest_codes(weights, recipe.limit),
+            aim.bias,
+            aim.source,
+            aim.target,
+            acc_bits=self._config.acc_bits,
+            is_coarse=self._config.is_coarse,
+            least=_least(weights, means.variance, wished, recipe.limit) if self._config.is_coarse else 0.0,
+        )
+        sums = np.array([row.astype(np.float64) @ means.mean[index // layer.rows] for index, row in enumerate(codes)])
+        bias = np.where(is_dead, aim.bias, means.answer.ravel() - sums * scale)
+        if self._config.is_coarse:
+            bias = _coarse(bias, aim.target.scale / 2**NEAREST_BIAS_EXPONENT, aim.target)
+        stored = bias_codes(bias, aim.source, scale)
+        _write(node, np.asarray(layer.stored(codes)), scale, stored, aim.source)
+
+    def _moments(self, layer: Layer, inputs: Inputs, wanted: Rows | NDArray[np.float32]) -> Moments:
         gatherer = Gatherer(layer, self._config.positions)
         for sample, answer in zip(inputs, wanted, strict=True):
             gatherer.add(sample, answer)
@@ -203,6 +266,7 @@ class Reconstruct(Rewrite):
             return latest[0].codes.reshape(scale.size, -1)
 
         wished = recipe.scales(problem).ravel()
+        rows, diagonal = problem.weights.reshape(wished.size, -1), np.diagonal(problem.hessian, axis1=1, axis2=2)
         scale, _ = fitted(
             np.where(problem.weights.any(axis=2).ravel(), wished, 0.0),
             rounding,
@@ -211,9 +275,14 @@ class Reconstruct(Rewrite):
             aim.target,
             acc_bits=self._config.acc_bits,
             is_coarse=self._config.is_coarse and not isinstance(recipe, AsFound),
-            least=_least(problem, wished, recipe.limit) if self._config.is_coarse else 0.0,
+            least=_least(rows, diagonal, wished, recipe.limit) if self._config.is_coarse else 0.0,
         )
         return latest[0], scale
+
+
+def _is_wide(recipe: Recipe) -> bool:
+    """Whether its codes are so wide that rounding to the nearest is hardly worse than any other."""
+    return isinstance(recipe, Uniform) and recipe.bits >= WIDE_BITS
 
 
 def _followed(
@@ -230,21 +299,24 @@ def _followed(
     return np.where(weights != 0, moved, 0.0)
 
 
-def _least(problem: Problem, wished: NDArray[np.float64], limit: int) -> NDArray[np.float64]:
+def _least(
+    weights: NDArray[np.floating], variance: NDArray[np.float64], wished: NDArray[np.float64], limit: int
+) -> NDArray[np.float64]:
     """Scales that the coarse grid shall not undercut, float64 [C_out]: a finer one errs more, for it cuts weights.
 
-    0 where the finer one is as good.
+    0 where the finer one is as good. Weights are [C_out, taps], variances of what they read [groups, taps].
     """
     steps = np.floor(np.log2(np.maximum(wished, np.finfo(np.float32).tiny)) * STEPS_PER_OCTAVE)
     finer, coarser = (np.exp2((steps + add) / STEPS_PER_OCTAVE) for add in (0, 1))
-    diagonal = np.diagonal(problem.hessian, axis1=1, axis2=2)
+    group = len(weights) // len(variance)
 
-    def error(scale: NDArray[np.float64]) -> NDArray[np.float64]:
-        each = scale.reshape(*problem.weights.shape[:2], 1)
-        rounded = np.clip(np.rint(problem.weights / each), -limit, limit) * each
-        return np.einsum("grt,gt->gr", np.square(rounded - problem.weights), diagonal).ravel()
+    def error(index: int, scale: float) -> float:
+        row = weights[index].astype(np.float64)
+        rounded = np.clip(np.rint(row / scale), -limit, limit) * scale
+        return float(np.square(rounded - row) @ variance[index // group])
 
-    return np.where(error(coarser) < error(finer), coarser * (1 - 1e-9), 0.0)
+    is_better = [error(index, coarser[index]) < error(index, finer[index]) for index in range(len(weights))]
+    return np.where(is_better, coarser * (1 - 1e-9), 0.0)
 
 
 def _bias_step(problem: Problem, scale: NDArray[np.float32], importance: Importance | None) -> float:

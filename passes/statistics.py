@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +23,12 @@ BINS = 2048
 CANDIDATES = 100
 CLIP_WEIGHT = 8
 """Rounding errors of a sum's terms cancel, clipping errors all have one sign and add up: they weigh more."""
+COUNTED, COUNTED_IN_ALL = 1 << 16, 1 << 22
+"""Of more values in one sample and in all samples, so many are counted, evenly spaced: they tell as much."""
+WORKERS = 2
+"""Samples that run at the same time, each on one thread: the results come in order and are the same."""
+Row: TypeAlias = Mapping[str, NDArray[np.float32]]
+"""Values of one sample by name, [1, ...] each."""
 _SMALLEST_EXPONENT = -149  # float32 has nothing below 2**-149
 
 
@@ -51,17 +59,18 @@ class Histogram:
     counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, np.int64))
     is_empty: bool = True
 
-    def add(self, values: NDArray[np.float32]) -> None:
-        """Count every element of `values`."""
+    def add(self, values: NDArray[np.float32], stride: int = 1) -> None:
+        """Count every element of `values`, or every `stride`-th; the range is that of all."""
         if not values.size:
             return
         low, high = float(values.min()), float(values.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise StatisticsError("has a value that is NaN or infinite")
         self._include(low, high)
-        bins = np.floor(values.ravel().astype(np.float64) * 2.0**-self.exponent).astype(np.int64) - self.first
+        seen = values.ravel()[::stride]
+        bins = np.floor(seen.astype(np.float64) * 2.0**-self.exponent).astype(np.int64) - self.first
         self.counts += np.bincount(bins, minlength=self.counts.size)
-        self.zeros += int(values.size - np.count_nonzero(values))
+        self.zeros += int(seen.size - np.count_nonzero(seen))
 
     def merge(self, other: Histogram) -> None:
         """Add the counts of `other`, as if its values had been seen here."""
@@ -94,6 +103,12 @@ class Histogram:
         bins = (np.arange(self.counts.size) + self.first) >> (exponent - self.exponent)
         np.add.at(counts, bins[self.counts > 0] - first, self.counts[self.counts > 0])
         self.exponent, self.first, self.counts = exponent, first, counts
+
+
+def _stride(size: int, samples: int) -> int:
+    """Odd: in step with no power of two, which rows and channels most often are."""
+    enough = max(COUNTED, COUNTED_IN_ALL // samples)
+    return 1 if size <= enough else size // enough | 1
 
 
 def _exponent_for(bottom: float, top: float) -> int:
@@ -183,6 +198,8 @@ def collect(
     histograms: Iterable[str] = (),
     means: Iterable[str] = (),
     peaks: Iterable[str] = (),
+    shown: Iterable[str] = (),
+    show: Callable[[int, Row], None] | None = None,
     progress: Progress | None = None,
 ) -> Statistics:
     """Run `model` on every sample and gather what is asked of the named float values (graph inputs too).
@@ -191,6 +208,8 @@ def collect(
         model: Any model that onnxruntime runs; intact afterwards.
         samples: Inputs by name, [N, ...].
         histograms, means, peaks: Names of the values of which each is wanted.
+        shown: Names of further values that `show` is to see.
+        show: Called with the number of each sample and its values.
         progress: Told ("calibrate", done, total).
 
     Raises:
@@ -199,10 +218,13 @@ def collect(
     total = count(samples)
     found = Statistics({name: Histogram() for name in histograms}, {}, {}, total)
     summed, highest = list(means), list(peaks)
-    for done, values in enumerate(run(model, samples, dict.fromkeys([*found.histograms, *summed, *highest])), 1):
+    names = dict.fromkeys([*found.histograms, *summed, *highest, *shown])
+    for done, values in enumerate(run(model, samples, names), 1):
+        if show:
+            show(done - 1, values)
         for name, histogram in found.histograms.items():
             try:
-                histogram.add(values[name])
+                histogram.add(values[name], _stride(values[name].size, total))
             except StatisticsError as error:
                 raise StatisticsError(f"value '{name}' {error} in sample {done - 1}") from None
         for name in summed:
@@ -236,9 +258,13 @@ def count(samples: Arrays) -> int:
 
 def spread(samples: Arrays, limit: int) -> dict[str, NDArray[np.generic]]:
     """At most `limit` samples, evenly spaced over all of them."""
-    total = count(samples)
-    rows = np.unique(np.linspace(0, total - 1, min(limit, total)).round().astype(np.int64))
+    rows = spread_rows(count(samples), limit)
     return {name: array[rows] for name, array in samples.items()}
+
+
+def spread_rows(total: int, limit: int) -> NDArray[np.int64]:
+    """Numbers of at most `limit` of `total` samples, evenly spaced, int64 [up to limit]."""
+    return np.unique(np.linspace(0, total - 1, min(limit, total)).round().astype(np.int64))
 
 
 def run(model: ir.Model, samples: Arrays, names: Iterable[str]) -> Iterator[dict[str, NDArray[np.float32]]]:
@@ -247,11 +273,32 @@ def run(model: ir.Model, samples: Arrays, names: Iterable[str]) -> Iterator[dict
     inputs = [value.name for value in model.graph.inputs]
     computed = [name for name in wanted if name not in inputs]
     active = session(with_outputs(model, computed)) if computed else None
-    for index in range(count(samples)):
+
+    def row(index: int) -> dict[str, NDArray[np.float32]]:
         feed = {name: np.ascontiguousarray(array[index : index + 1]) for name, array in samples.items()}
         outputs = active.run(computed, feed) if active else []
         fed = {name: feed[name].astype(np.float32) for name in wanted if name in inputs}
-        yield {**fed, **dict(zip(computed, outputs, strict=True))}
+        return {**fed, **dict(zip(computed, outputs, strict=True))}
+
+    yield from in_order(row, count(samples))
+
+
+Made = TypeVar("Made")
+
+
+def in_order(make: Callable[[int], Made], count: int) -> Iterator[Made]:
+    """make(0), make(1) ... make(count - 1), WORKERS of them at work ahead of the reader."""
+    pool = ThreadPoolExecutor(WORKERS)
+    try:
+        ahead: deque[Future[Made]] = deque()
+        for index in range(count):
+            ahead.append(pool.submit(make, index))
+            if len(ahead) > WORKERS:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def with_outputs(model: ir.Model, names: Sequence[str]) -> ir.Model:

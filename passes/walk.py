@@ -205,11 +205,15 @@ def _computed(
     feeds = [str(value.name) for value in sources]
     graph = ir.convenience.extract(model.graph, [*feeds, *_reached_inputs(stop, sources)], [stop])
     session = statistics.session(ir.Model(graph, ir_version=model.ir_version))
-    result: NDArray[np.generic] | None = None
-    for index in range(total):
-        feed = {name: np.ascontiguousarray(samples[name][index : index + 1]) for name in _fed(session, samples, feeds)}
+
+    def computed(index: int) -> NDArray[np.generic]:
+        feed = {name: np.ascontiguousarray(samples[name][index : index + 1]) for name in fed}
         feed |= {str(value.name): np.asarray(array[index]) for value, array in sources.items()}
-        (row,) = session.run(None, feed)
+        return np.asarray(session.run(None, feed)[0])
+
+    fed = _fed(session, samples, feeds)
+    result: NDArray[np.generic] | None = None
+    for index, row in enumerate(statistics.in_order(computed, total)):
         if result is None:
             result = place.array(str(stop.name), (total, *row.shape), row.dtype)
         result[index] = row

@@ -278,10 +278,20 @@ def test_large_networks_are_reconstructed_on_fewer_samples(monkeypatch: pytest.M
 def test_channels_with_very_many_weights_are_rounded_to_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     nearest = codes(made(config=replace(PLAIN, reconstruct=False)).model)
     monkeypatch.setattr(reconstruct, "TAPS_MAX", 149)
+    np.testing.assert_array_equal(codes(made(Uniform(8)).model)["y"][0], nearest["y"][0])
     result = made(Uniform(4))
-    np.testing.assert_array_equal(codes(result.model)["y"][0], nearest["y"][0])
-    assert np.abs(codes(result.model)["c1"][0]).max() == 7
+    assert [np.abs(codes(result.model)[name][0]).max() for name in ("y", "c1")] == [7, 7]
     assert "y" not in result.losses
+
+
+def test_wide_codes_of_many_weights_are_rounded_to_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    nearest = codes(made(config=replace(PLAIN, reconstruct=False)).model)
+    monkeypatch.setattr(reconstruct, "WIDE_TAPS_MAX", 149)
+    result = made(Uniform(8))
+    np.testing.assert_array_equal(codes(result.model)["y"][0], nearest["y"][0])
+    assert "y" not in result.losses
+    assert "c1" in result.losses
+    assert "y" in made(Uniform(4)).losses
 
 
 def test_the_calibrated_network_is_never_changed() -> None:
