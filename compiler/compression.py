@@ -36,7 +36,7 @@ from passes.weight_only import StoreWeights, WeightOnlyConfig
 
 NAMES = (*CODINGS, *STRUCTURES)
 """Every method family."""
-STRUCTURES_TRIED = 6
+STRUCTURES_TRIED, STRUCTURE_SAMPLES = 6, 512
 MEASURED = 64
 """Samples for the signal to noise ratios of the report."""
 SAMPLES, POSITIONS = 256, 256
@@ -274,8 +274,10 @@ def _shaped(
     whole = StructureSearch(model, {}, {}).whole()
     if not families or (budget.max_macs is None and not budget.fewest_macs):
         return whole, ()
-    samples = statistics.spread(parts.calibrate.arrays, SAMPLES)
-    search = StructureSearch(model, samples, _importance(model, parts, options, progress), families, progress=progress)
+    samples = statistics.spread(parts.calibrate.arrays, STRUCTURE_SAMPLES)
+    # A channel that goes is no small error, and probes of small ones would make the last layers cheap.
+    costs = sensitivity.importance(model, samples, seed=options.seed, progress=progress).importance
+    search = StructureSearch(model, samples, costs, families, progress=progress)
     search.prepare()
     if budget.max_macs is not None:
         shaped = search.within(budget.max_macs)

@@ -23,7 +23,7 @@ from passes.statistics import Arrays, Progress
 
 CHANNELS, LOW_RANK = "channels", "low-rank"
 NAMES = (CHANNELS, LOW_RANK)
-REFIT_SAMPLES = 128
+REFIT_SAMPLES = 512
 _STEPS = 12
 """Numbers of channels that are tried for one group, at most."""
 _ROUNDS = 6

@@ -408,12 +408,13 @@ def _nodes(
     suffixes = ("reduce", "expand") if len(parts) == 2 else ("reduce", "core", "expand")
     value, result = node.inputs[0], []
     for index, (part, suffix) in enumerate(zip(parts, suffixes, strict=True)):
-        name = f"{node.name}_{suffix}"
+        is_last = index == len(parts) - 1  # what computes the old result keeps the old name
+        name = str(node.name) if is_last else f"{node.name}_{suffix}"
         array = np.concatenate([group.tensors[index] for group in found])
         array = array.reshape(part.groups * part.rows, part.channels, *part.kernel).astype(np.float32)
         stored = array.T if is_op(node, "MatMul") else array
         inputs: list[ir.Value | None] = [value, new_initializer(graph_of(node), f"{name}_weights", stored)]
-        if bias is not None and index == len(parts) - 1 and not is_op(node, "MatMul"):
+        if bias is not None and is_last and not is_op(node, "MatMul"):
             inputs.append(new_initializer(graph_of(node), f"{name}_bias", bias.astype(np.float32)))
         made = _conv(node, part, index, choice, inputs, name) if window.kernel else _product(node, part, inputs, name)
         made.metadata_props.update({**node.metadata_props, METADATA: f"{choice} of {node.name}"})

@@ -231,7 +231,7 @@ def test_the_measured_error_is_the_loss() -> None:
 
 def test_new_nodes_say_what_they_are() -> None:
     result, _ = split(conv(), Choice(Method.TUCKER, (8, 16)))
-    names = ["c_reduce", "c_core", "c_expand"]
+    names = ["c_reduce", "c_core", "c"]
     assert [n.name for n in result.graph][:3] == names
     assert {n.metadata_props[METADATA] for n in result.graph if n.op_type == "Conv"} == {"tucker 8x16 of c"}
     assert [operand(n, 2) is not None for n in result.graph][:3] == [False, False, True]
