@@ -27,6 +27,7 @@ from compiler.compress_report import (
 )
 from compiler.compression import Compressed, CompressOptions, Parts, compress_network, read_parts
 from compiler.importer import Imported, import_model
+from compiler.one_thread import blas_on_one_thread
 from compiler.quality import first
 from compiler.quantizable import quantizable
 from compiler.report import ModelFacts
@@ -47,6 +48,7 @@ class CompressError(RuntimeError):
     """The compressed file does not compute what the network in memory does: a fault of edgec, or of onnxruntime."""
 
 
+@blas_on_one_thread()
 def compress(path: Path, destination: Path, options: CompressOptions, progress: Progress) -> CompressReport:
     """Compress an ONNX file into an artefact folder, which appears only when it is complete.
 

@@ -15,6 +15,7 @@ from compiler.calibration import ImageOptions, Samples
 from compiler.compression import CompressOptions, compress_network, read_parts
 from compiler.importer import Imported, import_model
 from compiler.lowering import Lowered, lower
+from compiler.one_thread import blas_on_one_thread
 from compiler.partition import partition
 from compiler.report import CompileReport, HostNode, ModelFacts, PassRow, to_json, utilisation
 from compiler.report_html import to_html
@@ -145,6 +146,7 @@ def check(path: Path, options: CompileOptions, progress: Progress) -> tuple[Comp
     return describe(network, target, plan, options, progress, is_check=True), None
 
 
+@blas_on_one_thread()
 def prepare(path: Path, options: CompileOptions, progress: Progress, *, is_check: bool = False) -> Network:
     """From the file to integer layers."""
     try:
