@@ -17,6 +17,7 @@ from passes.recipes_coded import Codebook, Planes, Stochastic, Ternary, Vector, 
 from passes.recipes_prune import PruneAndRound, PruneByRate
 from passes.recipes_structured import Circulant, Shared, Toeplitz, recognised
 from passes.recipes_uniform import RateDistortion, Uniform
+from passes.scale_grid import STEPS_PER_OCTAVE
 from passes.solvers.patterns import UNSTRUCTURED, Blocks, NofM, Pattern
 from passes.storage_structured import CirculantBlocks, SharedFilters
 
@@ -321,8 +322,11 @@ def _each(family: str, problem: Problem, recipes: Collection[Recipe] | Iterator[
 
 
 def _measured(family: str, recipe: Recipe, problem: Problem) -> LayerOption:
+    """At the scales that the quantizer will make of those that the recipe would like."""
     wished = recipe.scales(problem)
     scale: NDArray[np.float64] = np.where(wished > 0, wished, 1.0)
+    if not isinstance(recipe, AsFound):
+        scale = 2.0 ** (np.rint(np.log2(scale) * STEPS_PER_OCTAVE) / STEPS_PER_OCTAVE)
     coded = recipe.codes(problem, scale)
     loss = problem.loss(coded.codes.astype(np.float64) * scale[:, :, None])
     live = int(coded.codes.any(axis=2).sum())

@@ -15,6 +15,9 @@ from passes.layer import POSITIONS_MAX, Layer, layers
 from passes.solvers.hessian import damped
 from passes.statistics import Arrays, Progress
 
+NOISE = 2.0**-20
+"""Variance relative to the mean square below which it is float32 noise: what is read is constant."""
+
 
 @dataclass(frozen=True, eq=False)
 class Moments:
@@ -62,7 +65,12 @@ class Moments:
         """
         share = max(share, self.mean.shape[1] / max(self.count, 1))
         whole = self.covariance + shared * self.shared_covariance if shared else self.covariance
-        return np.stack([damped(each, share) for each in whole])
+        return np.stack([damped(each, share) for each in np.where(self._is_constant(), 0.0, whole)])
+
+    def _is_constant(self) -> NDArray[np.bool_]:
+        """Whether what a group reads does not vary, but for float32 noise, bool [groups, 1, 1]."""
+        variance, size = (np.trace(each, axis1=1, axis2=2) for each in (self.covariance, self.square))
+        return np.asarray(variance <= NOISE * size)[:, None, None]
 
 
 BATCHED_TAPS = 1024

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from passes.gram import Moments
+from passes.gram import NOISE, Moments
 from passes.layer import Layer
 from passes.recipes import Problem
 
@@ -47,7 +47,9 @@ def weighing(moments: Moments, importance: Importance) -> tuple[float, NDArray[n
         return 0.0, _drawn_together(importance.shared)
     ratio = shared / scattered
     both = (moments.covariance, moments.shared_covariance)
-    own, common = (float(np.trace(each, axis1=1, axis2=2).mean()) for each in both)
+    own, common = (max(float(np.trace(each, axis1=1, axis2=2).mean()), 0.0) for each in both)
+    if own <= NOISE * float(np.trace(moments.square, axis1=1, axis2=2).mean()):  # it reads constants
+        return 0.0, _drawn_together(importance.scattered)
     rows = (importance.scattered * own + importance.shared * common) / max(own + ratio * common, 1e-30)
     return ratio, _drawn_together(rows)
 

@@ -93,7 +93,9 @@ def _stop(value: ir.Value | None) -> ir.Value:
     if producer is not None and edit.is_op(producer, "DequantizeLinear") and _is_per_tensor(producer):
         integers = producer.inputs[0]
         assert integers is not None
-        return integers if edit.constant(integers) is None else value
+        # onnxruntime hands out no integers of 4 bits.
+        is_kept = edit.constant(integers) is None and integers.dtype not in (ir.DataType.INT4, ir.DataType.UINT4)
+        return integers if is_kept else value
     return value
 
 

@@ -131,7 +131,8 @@ def _centres(steps: list[tuple[Indices, Indices, NDArray[np.bool_]]], sums: Matr
             found.append(0.0)
             is_used = False
         else:
-            found.append(float((sums[1, end] - sums[1, start]) / (sums[0, end] - sums[0, start])))
+            mass, moment = sums[0, end] - sums[0, start], sums[1, end] - sums[1, start]
+            found.append(float(moment / mass) if mass > 0 else 0.0)
         end = start
     return np.unique(found)
 
@@ -157,7 +158,8 @@ def _extended(before: Vector, sums: Matrix, first: int) -> tuple[Vector, Indices
         segment = np.repeat(np.arange(len(ends)), lengths)
         j = np.arange(lengths.sum()) - starts[segment] + lows[segment]
         mass, moment, square = sums[:, ends[segment]] - sums[:, j]
-        cost = before[j] + np.maximum(square - moment**2 / mass, 0.0)
+        # A mass that is lost in the sums' last digit costs nothing.
+        cost = before[j] + np.where(mass > 0, np.maximum(square - moment**2 / np.where(mass > 0, mass, 1.0), 0.0), 0.0)
         least = np.minimum.reduceat(cost, starts)
         hits = np.flatnonzero(cost == least[segment])
         is_first = np.diff(segment[hits], prepend=-1) > 0
