@@ -29,6 +29,8 @@ RESAMPLES = 2000
 _Z95 = 1.959963984540054  # two-sided 95 % quantile of the normal distribution
 _PROBABILITY_MIN = float(np.finfo(np.float32).tiny)
 _SUM_TOLERANCE = 1e-3
+MANY_SAMPLES = 10
+"""A limit of as many samples is worth an interval."""
 _ROUNDING = 1e-9
 _CLASSES_SHOWN = 20
 _BLOCK = 1 << 20
@@ -286,13 +288,13 @@ class Task:
     def keeps(self, outputs: Outputs, limit: float) -> bool:
         """Whether `outputs` drop the metric by no more than `limit`, and would on other samples.
 
-        Which classes change, chance decides; so what every sample tells must keep to the limit as well: the drop in the
-        mean probability of the right class, or without labels the mean total variation distance of the probabilities.
-        Of a metric that is no share, the upper end of the 95 % interval must.
+        The upper end of the 95 % interval must keep to the limit. Where samples are too few for that, chance decides
+        which classes change; then what every sample tells must keep to it: the drop in the mean probability of the
+        right class, or without labels the mean total variation distance of the probabilities.
         """
         if self.drop(outputs) > limit * (1 + _ROUNDING):
             return False
-        if self.metric.kind in ("top-1", "agreement"):
+        if self.metric.kind in ("top-1", "agreement") and limit < MANY_SAMPLES * _of_one_sample(self):
             return self._expected(outputs) <= limit
         return self.compare(outputs).interval[1] <= limit
 
