@@ -368,8 +368,9 @@ def _searched(search: Search, options: CompressOptions, limit: float | None) -> 
         if best is not None:
             return best, ()
         nearest = min(search.trials, key=lambda trial: (trial.drop, trial.predicted))
-        shown = amount(nearest.drop, search.subject.task.metric.unit)
-        return nearest, (f"the smallest drop of any plan is {shown}, not {budget.max_drop}",)
+        unit, reach = search.subject.task.metric.unit, search.subject.task.compare(nearest.outputs).interval[1]
+        shown = f"{amount(nearest.drop, unit)} (95 %: up to {amount(reach, unit)})"
+        return nearest, (f"no plan surely keeps to {budget.max_drop}: the nearest drops {shown}",)
     front = search.front(max(budget.points, 2))
     return front[-1], ()
 
