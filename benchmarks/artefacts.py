@@ -132,15 +132,23 @@ def run(command: Sequence[str], environment: dict[str, str] | None = None, timeo
         process = subprocess.Popen(
             started, env=changed, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
         )
-        try:
-            stdout, stderr = process.communicate(timeout=timeout_s)
-            code = process.returncode
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            stdout, stderr = process.communicate()
-            code, stderr = 124, f"{stderr}\nnot done within {timeout_s:.0f} s"
+        stdout, stderr, is_late = _output(process, timeout_s)
+        code = 124 if is_late else process.returncode
+        stderr += f"\nnot done within {timeout_s:.0f} s" if is_late else ""
         seconds, used = time.monotonic() - start, children_cpu() - spent
         return Ran(code, stdout, stderr, seconds, used, 1024 * int(peak.read() or 0))
+
+
+def _output(process: subprocess.Popen[str], timeout_s: float) -> tuple[str, str, bool]:
+    """What a process wrote, and whether it had to be ended. It leads a group, which never outlives this call."""
+    try:
+        return *process.communicate(timeout=timeout_s), False
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        return *process.communicate(), True
+    except BaseException:  # an interrupt of the benchmarks does not reach another session by itself
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
 
 
 def children_cpu() -> float:
