@@ -326,13 +326,28 @@ def _measured(family: str, recipe: Recipe, problem: Problem) -> LayerOption:
     wished = recipe.scales(problem)
     scale: NDArray[np.float64] = np.where(wished > 0, wished, 1.0)
     if not isinstance(recipe, AsFound):
-        scale = 2.0 ** (np.rint(np.log2(scale) * STEPS_PER_OCTAVE) / STEPS_PER_OCTAVE)
+        scale = _coarse(scale, problem, recipe.limit)
     coded = recipe.codes(problem, scale)
     loss = problem.loss(coded.codes.astype(np.float64) * scale[:, :, None])
     live = int(coded.codes.any(axis=2).sum())
     per_scale = EXACT_SCALE_BITS if isinstance(recipe, AsFound) else SCALE_BITS
     bits = stored_bits(coded.codes, coded.storage, problem.kernel) + live * per_scale + scale.size * BIAS_BITS
     return LayerOption(family, recipe, loss, bits)
+
+
+def _coarse(wished: NDArray[np.float64], problem: Problem, limit: int) -> NDArray[np.float64]:
+    """The nearest powers of 2**(1/4), float64 [groups, rows]; the next one where a finer one would cut weights."""
+    exact = np.log2(wished) * STEPS_PER_OCTAVE
+    above = np.floor(exact) + 1
+    variance = np.diagonal(problem.hessian, axis1=1, axis2=2)[:, None]
+
+    def error(step: NDArray[np.float64]) -> NDArray[np.float64]:
+        scale = np.exp2(step / STEPS_PER_OCTAVE)[:, :, None]
+        rounded = np.clip(np.rint(problem.weights / scale), -limit, limit) * scale
+        return np.asarray((np.square(rounded - problem.weights) * variance).sum(axis=2))
+
+    is_cut = error(above) < error(above - 1)
+    return np.asarray(np.exp2(np.where(is_cut, above, np.rint(exact)) / STEPS_PER_OCTAVE))
 
 
 def stored_bits(codes: NDArray[np.integer], form: object | None, kernel: tuple[int, ...]) -> float:
