@@ -241,6 +241,8 @@ def compress_network(
     quantized = trial.quantized
     data, reports = onnx_file(quantized)
     packed, sizes = container.pack_with_sizes(data)
+    if options.budget.max_bytes is not None and len(packed) > options.budget.max_bytes:
+        missed = (*missed, f"the nearest file has {len(packed)} bytes, not {options.budget.max_bytes}")
     return Compressed(
         shaped,
         quantized,
@@ -358,11 +360,10 @@ def _searched(search: Search, options: CompressOptions, limit: float | None) -> 
         return search.carry_out(dict.fromkeys(search.subject.calibrated.aims, option), 0.0), ()
     search.prepare()
     if budget.max_bytes is not None:
-        trial, is_met = search.within_size(budget.max_bytes)
-        missed = () if is_met else (f"the smallest file has {trial.bytes} bytes, not {budget.max_bytes}",)
+        trial, _ = search.within_size(budget.max_bytes)  # by estimates: what the file really has is told later
         if limit is not None and not search.subject.task.keeps(trial.outputs, limit):
-            missed = (*missed, f"at that size the drop is {amount(trial.drop, search.subject.task.metric.unit)}")
-        return trial, missed
+            return trial, (f"at that size the drop is {amount(trial.drop, search.subject.task.metric.unit)}",)
+        return trial, ()
     if limit is not None and budget.is_guarded:
         best = search.within_drop(limit)
         if best is not None:

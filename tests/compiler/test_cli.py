@@ -32,17 +32,24 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+SAMPLES = "--calib --input-scale --input-mean --image-order --image-fit"
+BUDGETS = (
+    "--eval --max-drop --max-size --max-macs --fewest-macs --pareto --metric --weights --activations --symmetric "
+    "--power-of-two --stochastic --only --without --no-guard --seed --threads"
+)
+ALWAYS = "--json -v --verbose --debug -h --help"
 HELP = {
-    "compile": "-o --output --target --array --memory --input-shape --shape --dense --calib --input-scale --input-mean "
-    "--image-order --image-fit --no-verify --json -v --verbose --debug -h --help",
-    "check": "--target --array --memory --input-shape --shape --dense --json -v --verbose --debug -h --help",
-    "simulate": "--input --output --limit --wave --json -v --verbose --debug -h --help",
-    "verify": "--inputs --random --input --wave --junit --json -v --verbose --debug -h --help",
-    "eval": "--data --limit --no-rtl --json -v --verbose --debug -h --help",
-    "inspect": "--program --json -v --verbose --debug -h --help",
-    "decompress": "-o --output --json -v --verbose --debug -h --help",
-    "doctor": "--json -v --verbose --debug -h --help",
-    "targets": "--json -v --verbose --debug -h --help",
+    "compile": "-o --output --target --array --memory --input-shape --shape --dense "
+    f"{SAMPLES} {BUDGETS} --no-verify {ALWAYS}",
+    "compress": f"-o --output --input-shape --shape {SAMPLES} {BUDGETS} {ALWAYS}",
+    "check": f"--target --array --memory --input-shape --shape --dense {ALWAYS}",
+    "simulate": f"--input --output --limit --wave {ALWAYS}",
+    "verify": f"--inputs --random --input --wave --junit {ALWAYS}",
+    "eval": f"--data --limit --no-rtl {ALWAYS}",
+    "inspect": f"--program {ALWAYS}",
+    "decompress": f"-o --output {ALWAYS}",
+    "doctor": ALWAYS,
+    "targets": ALWAYS,
 }
 
 
@@ -67,7 +74,10 @@ def test_help_has_an_example(command: str) -> None:
 # Exit codes
 
 
-@pytest.mark.parametrize(("name", "code"), EXIT_CODES.items())
+TOLD = {name: code for name, code in EXIT_CODES.items() if code != cli.INTERNAL}
+
+
+@pytest.mark.parametrize(("name", "code"), TOLD.items())
 def test_every_error_class_of_the_table_gives_its_code(monkeypatch: pytest.MonkeyPatch, name: str, code: int) -> None:
     error = type(name, (ValueError,), {})("node 'conv1' (Conv): what\nnode 'conv2' (Conv): what else")
     error.add_note("remedy: do that")
@@ -89,7 +99,7 @@ def test_error_classes_of_the_table_exist() -> None:
     import onnx_ir as ir
 
     from backends import base
-    from compiler import artefact, calibration, host, importer, simulation, targets
+    from compiler import artefact, calibration, compress, container, host, importer, simulation, targets
     from hw import config
     from passes import statistics
     from sim import program, verilator
@@ -98,6 +108,8 @@ def test_error_classes_of_the_table_exist() -> None:
         base,
         artefact,
         calibration,
+        compress,
+        container,
         host,
         importer,
         simulation,
@@ -117,14 +129,15 @@ def test_subclass_counts_as_its_base(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fail_with(monkeypatch, type("KilledError", (base,), {})("killed")).exit_code == cli.TOOL
 
 
-def test_fault_of_edgec_asks_for_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = fail_with(monkeypatch, ZeroDivisionError("division by zero"))
+@pytest.mark.parametrize("name", ["ZeroDivisionError", *sorted({*EXIT_CODES} - {*TOLD})])
+def test_fault_of_edgec_asks_for_a_report(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    result = fail_with(monkeypatch, type(name, (ValueError,), {})("division by zero"))
     assert result.exit_code == cli.INTERNAL
-    assert result.stderr.startswith("error: a fault of edgec: ZeroDivisionError: division by zero\n")
+    assert result.stderr.startswith(f"error: a fault of edgec: {name}: division by zero\n")
     saved = re.search(r"please report it with (\S+)", result.stderr)
     assert saved
     file = Path(saved[1])
-    assert "ZeroDivisionError" in file.read_text()
+    assert name in file.read_text()
     file.unlink()
 
 
@@ -387,3 +400,75 @@ def _identity(path: Path) -> None:
     graph = helper.make_graph([helper.make_node("MatMul", ["x", "w"], ["y"], name="m")], "net", [x], [y], [weights])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     path.write_bytes(model.SerializeToString())
+
+
+# Compression
+
+
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CNN with 4-bit weights."""
+    out = tmp_path_factory.mktemp("compressed") / "out"
+    result = run("compress", CNN, "--calib", CALIBRATION, "--weights", "4", "-o", out)
+    assert result.exit_code == 0, result.stderr
+    return out
+
+
+def test_compress_writes_a_smaller_file_and_says_so(compressed: Path) -> None:
+    report = json.loads((compressed / "report.json").read_text())
+    packed, source = (compressed / "model.edgec").stat().st_size, Path(CNN).stat().st_size
+    assert report["after"]["bytes"] == packed
+    assert report["parts"].pop("total") == sum(report["parts"].values()) == packed
+    assert packed < source / 6
+    assert (compressed / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_compress_prints_the_report_that_it_writes(tmp_path: Path, compressed: Path) -> None:
+    out = tmp_path / "out"
+    result = run("compress", CNN, "--calib", CALIBRATION, "--weights", "4", "-o", out, "--json")
+    assert result.stdout == (out / "report.json").read_text() == (compressed / "report.json").read_text()
+    for name in ("model.onnx", "model.edgec"):
+        assert (out / name).read_bytes() == (compressed / name).read_bytes()
+
+
+def test_decompress_gives_the_very_file_back(tmp_path: Path, compressed: Path) -> None:
+    result = run("decompress", compressed / "model.edgec", "-o", tmp_path / "back.onnx")
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "back.onnx").read_bytes() == (compressed / "model.onnx").read_bytes()
+
+
+def test_a_budget_that_cannot_be_kept_gives_7_and_the_nearest_result(tmp_path: Path) -> None:
+    result = run("compress", CNN, "--calib", CALIBRATION, "--max-size", "100", "-o", tmp_path / "out", "--json")
+    assert result.exit_code == cli.MISSED == 7, result.stderr
+    (missed,) = json.loads(result.stdout)["limits"]["missed"]
+    size = (tmp_path / "out" / "model.edgec").stat().st_size
+    assert missed == f"the nearest file has {size} bytes, not 100"
+
+
+def test_compile_of_a_compressed_model_is_compile_of_its_integers(tmp_path: Path, compressed: Path) -> None:
+    """A compressed file is quantized already: its integers are taken as they are."""
+    result = run("compile", compressed / "model.onnx", "--target", "reference", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    evaluated = run("eval", tmp_path / "out", "--data", TEST, "--json")
+    values = {row["stage"]: row["value"] for row in json.loads(evaluated.stdout)["rows"] if row["unit"] == "%"}
+    assert values["reference"] == values["float"] >= 96
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--weights", "9"], "9"),
+        (["--activations", "5"], "'5' is not one of"),
+        (["--only", "magic"], "there is no method family 'magic'"),
+        (["--max-drop", "much"], "much"),
+        (["--max-size", "few"], "must be a size"),
+        (["--threads", "0"], "0 is not in the range"),
+    ],
+)
+def test_wrong_option_of_compress_gives_2_and_writes_nothing(
+    tmp_path: Path, options: list[str], message: str
+) -> None:
+    result = run("compress", CNN, "--calib", CALIBRATION, "-o", tmp_path / "out", *options)
+    assert result.exit_code == cli.USAGE
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
