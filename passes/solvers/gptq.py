@@ -16,6 +16,8 @@ Column: TypeAlias = Callable[[Vector, int, float], Vector]
 
 BLOCK = 128
 SWEEPS_MAX = 16
+WHOLE, POLISH_BLOCK = 1 << 18, 64
+"""Layers of more weights are polished in blocks of so many columns."""
 _FRACTIONS = np.linspace(1.0, 0.35, 40)
 
 
@@ -175,28 +177,38 @@ def polish(
 
     Source: Nagel et al., Up or Down?, ICML 2020, section 3: the same objective, by coordinate descent.
     """
-    q, variance = codes.copy(), np.maximum(np.diagonal(hessian), np.finfo(np.float64).tiny)
+    variance = np.maximum(np.diagonal(hessian), np.finfo(np.float64).tiny)
     low = np.maximum(np.ceil(exact - reach), -limit) if np.isfinite(reach) else np.full_like(exact, -limit)
     high = np.minimum(np.floor(exact + reach), limit) if np.isfinite(reach) else np.full_like(exact, limit)
     free = (low <= high) if keep is None else (low <= high) & keep
-    slope = (q - exact) @ hessian
-    each = np.ones(len(q)) if weight is None else weight
+    slope = np.ascontiguousarray(((codes - exact) @ hessian).T)
+    # Tap by tap, so everything lies tap by tap: [taps, rows].
+    q, low, high, free = (np.array(each.T, order="C") for each in (codes, low, high, free))
+    each = np.ones(len(codes)) if weight is None else weight
+    # The slopes of a large layer outside of the block are brought up to date at its end, all at once.
+    width = len(q) if q.size <= WHOLE else POLISH_BLOCK
     for _ in range(sweeps):
         has_moved = False
-        for tap in range(q.shape[1]):
-            best = q[:, tap] - slope[:, tap] / variance[tap]
-            new = np.clip(np.rint(best), low[:, tap], high[:, tap])
-            if rate is not None:
-                new = cheapest(best, new, each * variance[tap], rate)
-                new = _if_better(new, q[:, tap], best, each * variance[tap], rate)
-            step = np.where(free[:, tap], new - q[:, tap], 0.0)
-            if step.any():
-                has_moved = True
-                q[:, tap] += step
-                slope += step[:, None] * hessian[tap]
+        for start in range(0, len(q), width):
+            end = min(start + width, len(q))
+            before, near = q[start:end].copy(), slope[start:end]
+            for tap in range(start, end):
+                best = q[tap] - slope[tap] / variance[tap]
+                new = np.clip(np.rint(best), low[tap], high[tap])
+                if rate is not None:
+                    new = cheapest(best, new, each * variance[tap], rate)
+                    new = _if_better(new, q[tap], best, each * variance[tap], rate)
+                step = np.where(free[tap], new - q[tap], 0.0)
+                if step.any():
+                    has_moved = True
+                    q[tap] += step
+                    near += hessian[tap, start:end, None] * step
+            moved = q[start:end] - before
+            slope[:start] += hessian[:start, start:end] @ moved
+            slope[end:] += hessian[end:, start:end] @ moved
         if not has_moved:
             break
-    return q
+    return np.ascontiguousarray(q.T)
 
 
 def _if_better(new: Vector, old: Vector, best: Vector, weight: Vector, rate: Rate) -> Vector:
