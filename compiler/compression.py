@@ -37,6 +37,8 @@ from passes.weight_only import StoreWeights, WeightOnlyConfig
 NAMES = (*CODINGS, *STRUCTURES)
 """Every method family."""
 STRUCTURES_TRIED, STRUCTURE_SAMPLES = 6, 512
+HALF, MOST = 0.5, 0.8
+"""Shares of one file's samples to calibrate on, with and without a budget to choose by."""
 MEASURED = 64
 """Samples for the signal to noise ratios of the report."""
 SAMPLES, POSITIONS = 256, 256
@@ -187,12 +189,14 @@ def chosen_families(only: Sequence[str], without: Sequence[str]) -> tuple[str, .
 def read_parts(model: ir.Model, options: CompressOptions, progress: Progress) -> Parts:
     """The samples to calibrate on and to choose by: disjoint."""
     how = {"scale": options.scale, "mean": options.mean, "image_options": options.images}
+    # Without a budget nothing is chosen: most samples are better spent on calibration.
+    share = MOST if options.budget.is_open and options.budget.max_drop is None else HALF
     if options.calibration is None:
         samples = calibration.synthetic_samples(model, seed=options.seed)
-        return _divided(split(samples, options.seed), samples.warnings)
+        return _divided(split(samples, options.seed, share), samples.warnings)
     samples = calibration.read_calibration(options.calibration, model, **how, progress=progress)  # type: ignore[arg-type]
     if options.evaluation is None:
-        return _divided(split(samples, options.seed), samples.warnings)
+        return _divided(split(samples, options.seed, share), samples.warnings)
     others = calibration.read_samples(options.evaluation, model, **how, progress=progress)  # type: ignore[arg-type]
     sentence = (
         f"{samples.count} samples of {options.calibration.name} to calibrate on, "

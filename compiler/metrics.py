@@ -290,7 +290,8 @@ class Task:
 
         The upper end of the 95 % interval must keep to the limit. Where samples are too few for that, chance decides
         which classes change; then what every sample tells must keep to it: the drop in the mean probability of the
-        right class, or without labels the mean total variation distance of the probabilities.
+        right class, or without labels the mean total variation distance of the probabilities, of the class that
+        has the largest.
         """
         if self.drop(outputs) > limit * (1 + _ROUNDING):
             return False
@@ -304,7 +305,9 @@ class Task:
         if _distribution_axis(_first(self.original)) is None:
             return 0.0
         before, after = (np.exp(self._logs(answers)) for answers in (self.original, outputs))
-        return float(np.abs(before - after).sum(axis=-1).mean() / 2)
+        distances = np.abs(before - after).sum(axis=-1).reshape(self.samples, -1).mean(axis=1) / 2
+        classes = before.reshape(self.samples, -1, before.shape[-1]).mean(axis=1).argmax(axis=1)
+        return max(float(distances[classes == each].mean()) for each in np.unique(classes))
 
     def _mean_kl(self, outputs: Outputs) -> float:
         return float(self._divergences(outputs).mean())
