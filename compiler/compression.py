@@ -24,6 +24,7 @@ from passes.compact import compact
 from passes.cones import CLAMPS
 from passes.families import NAMES as CODINGS
 from passes.families import LayerOption
+from passes.move_dequantize import SinkDequantize
 from passes.problem import Importance
 from passes.quantize import Calibrated, QuantizeConfig, Quantized
 from passes.recipes import Recipe
@@ -395,6 +396,7 @@ def onnx_file(quantized: Quantized) -> tuple[bytes, tuple[PassReport, ...]]:
     emitted = tuple(name for name in quantized.storages if name not in reasons)
     weights = StoreWeights(WeightOnlyConfig())
     weights(model)
+    SinkDequantize()(model)
     compact(model)
     data = stored.serialized(model)
     return data, (PassReport("store-codes", emitted, reasons), weights.report)

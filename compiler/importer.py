@@ -23,6 +23,7 @@ from passes.base import PassReport, run
 from passes.clean import clean
 from passes.graph import shape_of
 from passes.infer_shapes import InferShapes
+from passes.move_dequantize import HoistDequantize
 
 __all__ = ["Imported", "ModelError", "Source", "import_model", "load"]
 
@@ -140,6 +141,7 @@ def _to_ir(proto: onnx.ModelProto, path: Path, input_shapes: Mapping[str, Shape]
     common.NameFixPass()(model)
     qonnx.to_standard(model, path)
     qdq.to_int8(model, path)
+    HoistDequantize()(model)
     _infer(model, path)
     return model
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -28,6 +28,7 @@ from passes.quantize import Calibrated, Quantized
 from passes.recipes import Recipe
 from passes.scales import WEIGHTED
 from passes.statistics import Arrays, Progress
+from passes.weight_only import StoreWeights, WeightOnlyConfig
 
 TRIALS = 8
 """Plans that are carried out and measured, at most."""
@@ -172,7 +173,7 @@ class Search:
         recipes: dict[str, Recipe] = {name: option.recipe for name, option in chosen.items()}
         if self.progress:
             self.progress("try", len(self.trials) + 1, TRIALS)
-        quantized = self.subject.calibrated.quantized(recipes, self.subject.importance)
+        quantized = _stored(self.subject.calibrated.quantized(recipes, self.subject.importance))
         outputs = in_onnxruntime(quantized.model, self.subject.choose)
         drop = self.subject.task.drop(outputs)
         divergence = self.subject.task.divergence(outputs)
@@ -187,6 +188,15 @@ class Search:
 
     def _smallest(self, loss: float) -> Plan:
         return choose(self._table(), max_loss=loss).plan
+
+
+def _stored(quantized: Quantized) -> Quantized:
+    """With large weights of float nodes as integers, too: what is judged is what is written."""
+    step = StoreWeights(WeightOnlyConfig())
+    step(quantized.model)
+    told, more = quantized.report, step.report
+    skipped = {**told.skipped, **more.skipped}
+    return replace(quantized, report=replace(told, changed=(*told.changed, *more.changed), skipped=skipped))
 
 
 def estimated_bytes(quantized: Quantized) -> int:
