@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from passes.recipes import Coded, Problem
-from passes.solvers.gptq import Rate, code_lengths, gptq, mse_scales, polish
-from passes.solvers.hessian import inverse
+from passes.solvers.gptq import Rate, code_lengths, gptq, mse_scales, pivots, polish
 
 GPTQ_TAPS_MAX = 8192
 """Weights that one output channel may have for the sweep: its matrix has the square of that."""
@@ -83,12 +82,12 @@ class Uniform:
         nearest = np.clip(np.rint(exact), -self.limit, self.limit)
         if self.is_nearest or weights.shape[1] > GPTQ_TAPS_MAX:
             return nearest
+        keep = weights != 0  # a weight of 0 was pruned, and stays so
         if self.bits >= WIDE_BITS:
-            # A weight of 0 was pruned, and a row of zeros is dead: both stay so.
-            keep = (exact != 0) & nearest.any(axis=1, keepdims=True)
+            keep &= nearest.any(axis=1, keepdims=True)  # a row of zeros is dead
             return polish(exact, nearest, hessian, self.limit, keep=keep, reach=1.0, sweeps=8)
-        swept = gptq(weights, hessian, scale, self.limit)
-        return polish(exact, swept, hessian, self.limit, keep=weights != 0)
+        swept = gptq(weights, hessian, scale, self.limit, keep=keep)
+        return polish(exact, swept, hessian, self.limit, keep=keep)
 
 
 @dataclass(frozen=True)
@@ -152,8 +151,11 @@ class RateDistortion:
 
 
 def left_variance(hessian: NDArray[np.float64]) -> float:
-    """Geometric mean over taps of the variance that the other taps cannot make good."""
-    return float(np.exp(np.mean(np.log(1.0 / np.diagonal(inverse(hessian))))))
+    """What an error of 1 in one weight costs once the sweep has made good for it, on average over the taps.
+
+    Rounding errors of scale^2 / 12 each so cost a row taps * left * scale^2 / 12.
+    """
+    return float(np.mean(pivots(hessian)))
 
 
 def steady(importance: NDArray[np.float64]) -> NDArray[np.float64]:

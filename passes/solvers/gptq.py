@@ -36,8 +36,7 @@ def sweep(weights: Matrix, hessian: Matrix, column: Column) -> Matrix:
 
     Source: Frantar et al., GPTQ, ICLR 2023, algorithm 1, with the order of descending H_jj.
     """
-    order = np.argsort(-np.diagonal(hessian), kind="stable")
-    upper = inverse_factor(hessian[np.ix_(order, order)])
+    order, upper = _order_and_factor(hessian)
     work, result = weights[:, order].copy(), np.empty_like(weights)
     taps = work.shape[1]
     for start in range(0, taps, BLOCK):
@@ -51,6 +50,18 @@ def sweep(weights: Matrix, hessian: Matrix, column: Column) -> Matrix:
             work[:, j + 1 : end] -= errors[:, j - start, None] * upper[j, j + 1 : end]
         work[:, end:] -= errors @ upper[start:end, end:]
     return result
+
+
+def pivots(hessian: Matrix) -> Vector:
+    """What a squared error of each tap costs in the sweep, in its order: 1 / U_jj^2, float64 [taps]."""
+    _, upper = _order_and_factor(hessian)
+    return np.asarray(np.diagonal(upper) ** -2.0)
+
+
+def _order_and_factor(hessian: Matrix) -> tuple[NDArray[np.intp], Matrix]:
+    """Taps from the most active input on, and U with H^-1 = U^T U in this order."""
+    order = np.argsort(-np.diagonal(hessian), kind="stable")
+    return order, inverse_factor(hessian[np.ix_(order, order)])
 
 
 def mse_scales(weights: Matrix, limit: int, hessian_diagonal: Vector | None = None) -> Vector:
@@ -103,7 +114,7 @@ def code_lengths(codes: NDArray[np.float64], limit: int) -> Vector:
     counts = np.bincount(np.abs(codes).astype(np.int64).ravel(), minlength=limit + 1).astype(np.float64)
     counts[1:] = counts[1:] / 2
     # The tail of few samples is made geometric: a code that was not seen yet can still be written.
-    smooth = counts + 0.5 * 0.5 ** np.arange(limit + 1)
+    smooth = counts + 0.5 * 0.5 ** np.minimum(np.arange(limit + 1), 1000)
     both = np.concatenate([smooth[:0:-1], smooth])
     return np.asarray(-np.log2(both / both.sum()))
 

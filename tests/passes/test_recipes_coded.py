@@ -183,7 +183,7 @@ def _bits(coded: Coded) -> float:
 def test_a_price_on_bits_saves_bits_and_a_higher_one_saves_more() -> None:
     problem = _random(rows=64, taps=64)
     found = []
-    for step in (0.02, 0.05, 0.1):
+    for step in (0.03, 0.08, 0.2):
         recipe = Vector(2, 128, step=step)
         scale = recipe.scales(problem)
         coded = recipe.codes(problem, scale)

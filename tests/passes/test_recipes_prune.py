@@ -131,7 +131,7 @@ def test_below_one_bit_a_weight_the_surgeon_first_costs_less_than_rounding_alone
     inputs = np.maximum(common + 0.3 * rng.normal(size=common.shape), 0)
     matrix = hessian.damped(inputs.T @ inputs / len(inputs))
     layer = Problem(rng.standard_t(4, size=(1, 24, 96)), matrix[None], np.ones((1, 24)))
-    step = float(np.sqrt(layer.loss(np.zeros_like(layer.weights)) / layer.weights.size))
+    step = float(np.sqrt(2 * layer.loss(np.zeros_like(layer.weights)) / layer.weights.size))
     costs = []
     for recipe in (PruneByRate(step), RateDistortion(step)):
         bits, lost = bits_and_loss(recipe, layer)

@@ -184,9 +184,9 @@ def test_rows_that_matter_less_give_up_more_bits() -> None:
     assert np.count_nonzero(codes[1]) < np.count_nonzero(codes[0])
 
 
-@given(st.lists(st.integers(-7, 7), min_size=1, max_size=200))
-def test_code_lengths_are_those_of_a_code(codes: list[int]) -> None:
-    bits = code_lengths(np.array(codes, np.float64), 7)
+@given(st.lists(st.integers(-7, 7), min_size=1, max_size=200), st.sampled_from([7, 127, 32767]))
+def test_code_lengths_are_those_of_a_code(codes: list[int], limit: int) -> None:
+    bits = code_lengths(np.array(codes, np.float64), limit)
     assert np.exp2(-bits).sum() == pytest.approx(1)
     np.testing.assert_array_equal(bits, bits[::-1])
     assert np.isfinite(bits).all()
