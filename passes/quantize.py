@@ -317,22 +317,34 @@ class _Scalars:
 
     graph: ir.Graph
     scales: dict[float, ir.Value] = field(default_factory=dict)
-    zero_points: dict[tuple[int, int], ir.Value] = field(default_factory=dict)
+    zero_points: dict[tuple[int, ir.DataType], ir.Value] = field(default_factory=dict)
+    bounds: dict[float, ir.Value] = field(default_factory=dict)
 
     def of(self, scale: Scale) -> tuple[ir.Value, ir.Value]:
         if scale.scale not in self.scales:
             name, array = f"scale_{len(self.scales)}", np.array(scale.scale, np.float32)
             self.scales[scale.scale] = edit.new_initializer(self.graph, name, array)
-        key = (scale.zero_point, scale.bits)
+        key = (scale.zero_point, _dtype(scale))
         if key not in self.zero_points:
             codes = np.array(scale.zero_point, _dtype(scale).numpy())
             self.zero_points[key] = edit.new_initializer(self.graph, f"zero_point_{scale.zero_point}", codes)
         return self.scales[scale.scale], self.zero_points[key]
 
+    def ends(self, scale: Scale) -> list[ir.Value]:
+        """The smallest and the largest real value."""
+        found = []
+        for code in (scale.low, scale.high):
+            end = float(np.float32(code - scale.zero_point) * np.float32(scale.scale))
+            if end not in self.bounds:
+                array = np.array(end, np.float32)
+                self.bounds[end] = edit.new_initializer(self.graph, f"bound_{len(self.bounds)}", array)
+            found.append(self.bounds[end])
+        return found
+
 
 def _dtype(scale: Scale) -> ir.DataType:
-    """Of the integers at this scale."""
-    return {4: ir.DataType.INT4, 8: ir.DataType.INT8, 16: ir.DataType.INT16}[scale.bits]
+    """Of the integers at this scale; those of 4 bits are int8 behind a Clip, for onnxruntime has no int4 kernels."""
+    return ir.DataType.INT16 if scale.bits == 16 else ir.DataType.INT8
 
 
 def _quantize_layer(node: ir.Node, source: Scale, target: Scale, config: QuantizeConfig, notes: Notes) -> None:
@@ -414,7 +426,12 @@ def _insert_pair(value: ir.Value, point: Point, scale: Scale, scalars: _Scalars,
         The QuantizeLinear.
     """
     producer = value.producer()
-    quantize_node = edit.make("QuantizeLinear", [value, *scalars.of(scale)], f"{point.name}_q", dtype=_dtype(scale))
+    made, source = [], value
+    if scale.bits < 8 and point.kind is not Kind.KEEPER:  # what only moves is inside its range
+        clip = edit.make("Clip", [value, *scalars.ends(scale)], f"{point.name}_clip")
+        clip.outputs[0].shape, source = value.shape, clip.outputs[0]
+        made.append(clip)
+    quantize_node = edit.make("QuantizeLinear", [source, *scalars.of(scale)], f"{point.name}_q", dtype=_dtype(scale))
     quantize_node.metadata_props["edgec.point"] = point.name
     quantized = quantize_node.outputs[0]
     quantized.name, quantized.shape = f"{point.name}_quantized", value.shape
@@ -422,14 +439,15 @@ def _insert_pair(value: ir.Value, point: Point, scale: Scale, scalars: _Scalars,
     result = dequantize.outputs[0]
     result.name, result.shape = f"{point.name}_dequantized", value.shape
     is_input = point.kind is Kind.INPUT
-    for use in [u for u in value.uses() if u.node is not quantize_node]:
+    made += [quantize_node, dequantize]
+    for use in [u for u in value.uses() if u.node not in made]:
         if not is_input or use.node.name in nodes:
             use.node.replace_input_with(use.idx, result)
     graph = scalars.graph
     if producer is None:
-        graph.insert_before(graph[0], [quantize_node, dequantize])
+        graph.insert_before(graph[0], made)
     else:
-        graph.insert_after(producer, [quantize_node, dequantize])
+        graph.insert_after(producer, made)
     if not is_input and value.is_graph_output():
         _move_output(graph, value, result)
     return quantize_node
