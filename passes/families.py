@@ -182,17 +182,23 @@ def _vector(ask: Ask) -> Iterator[LayerOption]:
 
 def _circulant(ask: Ask) -> Iterator[LayerOption]:
     if isinstance(ask.found, Circulant | Toeplitz):
-        yield from _each("circulant", ask.problem, (AsFound(ask.found),))
+        yield from _each("circulant", ask.problem, _narrowed(ask.found))
     forms = [Circulant(block) for block in ((2, 4, 8) if ask.is_open else (2,))]
     yield from _each("circulant", ask.problem, (form for form in forms if _is_promising(form, ask)))
 
 
 def _shared(ask: Ask) -> Iterator[LayerOption]:
     if isinstance(ask.found, Shared):
-        yield from _each("shared", ask.problem, (AsFound(ask.found),))
+        yield from _each("shared", ask.problem, _narrowed(ask.found))
     is_short = ask.problem.weights.shape[2] <= 16
     tolerances = SHARED_TOLERANCES if ask.is_open else SHARED_TOLERANCES[:1] if is_short else ()
     yield from _each("shared", ask.problem, (Shared(tolerance) for tolerance in tolerances))
+
+
+def _narrowed(found: Circulant | Toeplitz | Shared) -> Iterator[Recipe]:
+    """A structure in its 8 bits, and in fewer: what it saves, it saves at every width."""
+    for bits in (8, 7, 6, 5, 4):
+        yield AsFound(replace(found, bits=bits))
 
 
 FAMILIES: Mapping[str, Family] = {
