@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from compiler import artefact, compress_html, compress_report, doctor
 from compiler.artefact import Manifest, Preprocessing
@@ -34,8 +35,10 @@ from compiler.report import ModelFacts
 from compiler.search import coded_layer, layer_bits
 from compiler.version import VERSION
 from passes import graph as edit
+from passes import low_rank
 from passes.base import PassReport, run
 from passes.layer import Layer, layers
+from passes.low_rank import Split
 from passes.quantize import why_not
 from passes.remove_dead_channels import RemoveDeadChannels
 from passes.statistics import Progress
@@ -191,24 +194,39 @@ def _float_costs(node: ir.Node, layer: Layer) -> Costs:
 
 
 def _layer_figures(source: ir.Model, made: Compressed, reasons: Mapping[str, str]) -> tuple[LayerFigures, ...]:
-    """Every weighted layer of the original network, with what became of it."""
+    """Every weighted layer of the original network, with what became of it: of a split layer, all parts."""
     model = made.quantized.model
     now = {str(node.name): node for node in model.graph}
     known, originals = layers(model), layers(source)
-    sizes = _coded_bytes(made)
+    sizes, splits = _coded_bytes(made), low_rank.splits(made.shaped.model)
     rows = []
     for node in source.graph:
         name = str(node.name)
-        layer = originals.get(name)
-        if layer is None:
+        if (layer := originals.get(name)) is None:
             continue
-        before = _float_costs(node, layer)
+        split = splits.get(name)
+        parts = [part for part in (split.nodes if split else (name,)) if part in known]
+        costs = [
+            _coded_costs(now[part], known[part], sizes[part], made.activation_bits)
+            if part in made.recipes
+            else _float_costs(now[part], known[part])
+            for part in parts
+        ]
+        row = LayerFigures(
+            name,
+            node.op_type,
+            _float_costs(node, layer),
+            sum(costs, NO_COSTS),
+            "float",
+            reasons.get(name, "it is gone: nothing depends on it"),
+            rank=min(split.choice.rank) if split else None,
+            channels=(layer.channels, known[name].channels)
+            if name in known and known[name].channels != layer.channels
+            else None,
+        )
         if name in made.recipes and name in known:
-            rows.append(_coded_figures(node, before, layer, known[name], now[name], made, sizes[name]))
-        else:
-            reason = reasons.get(name, "it is gone: nothing depends on it")
-            after = _float_costs(now[name], known[name]) if name in known else NO_COSTS
-            rows.append(LayerFigures(name, node.op_type, before, after, "float", reason))
+            row = _coded(row, [now[part] for part in parts if part in made.recipes], split, made)
+        rows.append(row)
     return tuple(rows)
 
 
@@ -220,30 +238,36 @@ def _coded_bytes(made: Compressed) -> dict[str, int]:
     return {name: round(whole * bits / total) for name, bits in entropies.items()}
 
 
-def _coded_figures(
-    node: ir.Node, before: Costs, layer: Layer, coded: Layer, now: ir.Node, made: Compressed, size: int
-) -> LayerFigures:
-    name = str(node.name)
-    found = coded_layer(now)
-    assert found is not None
-    codes, importance = found[0], made.importance.get(name)
-    width = max(1, math.ceil((codes.size * _bits(codes)) / 8))
-    read, written = (math.prod(edit.shape_of(value) or (0,)) for value in (now.inputs[0], now.outputs[0]))
-    return LayerFigures(
-        name,
-        node.op_type,
-        before,
-        Costs(size, coded.macs(edit.shape_of(now.outputs[0]) or (0,)), width + read + written),
-        made.recipes[name].name,
-        _reason(name, made),
-        bits=_bits(codes),
+def _coded_costs(node: ir.Node, layer: Layer, size: int, activation_bits: int) -> Costs:
+    """Of one quantized node, in the width of its codes and activations."""
+    codes = _codes(node)
+    read, written = (math.prod(edit.shape_of(value) or (0,)) for value in (node.inputs[0], node.outputs[0]))
+    moved_bits = codes.size * _bits(codes) + (read + written) * activation_bits
+    return Costs(size, layer.macs(edit.shape_of(node.outputs[0]) or (0,)), math.ceil(moved_bits / 8))
+
+
+def _coded(row: LayerFigures, nodes: Sequence[ir.Node], split: Split | None, made: Compressed) -> LayerFigures:
+    """With what is known of its integers; its own name is that of the last node."""
+    codes, importance = [_codes(node) for node in nodes], made.importance.get(row.name)
+    recipes = dict.fromkeys(made.recipes[str(node.name)].name for node in nodes)
+    losses = [made.quantized.losses[str(node.name)] for node in nodes if node.name in made.quantized.losses]
+    return replace(
+        row,
+        recipe=", ".join([*([str(split.choice)] if split else []), *recipes]),
+        reason=_reason(row.name, made),
+        bits=max(map(_bits, codes)),
         activation_bits=made.activation_bits,
-        sparsity=float(np.mean(codes == 0)),
-        channels=(layer.channels, coded.channels) if coded.channels != layer.channels else None,
-        sqnr_db=made.sqnr.get(name),
+        sparsity=sum(int((each == 0).sum()) for each in codes) / max(1, sum(each.size for each in codes)),
+        sqnr_db=made.sqnr.get(row.name),
         sensitivity=None if importance is None else float((importance.scattered + importance.shared).mean()),
-        loss=made.quantized.losses.get(name) if importance is not None else None,
+        loss=sum(losses) if importance is not None and losses else None,
     )
+
+
+def _codes(node: ir.Node) -> NDArray[np.integer]:
+    found = coded_layer(node)
+    assert found is not None
+    return found[0]
 
 
 def _bits(codes: np.ndarray) -> int:

@@ -63,6 +63,32 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class Split:
+    """What became of one layer.
+
+    Attributes:
+        choice: Method and rank.
+        nodes: Names, in the order in which they run; the last is the layer's own.
+    """
+
+    choice: Choice
+    nodes: tuple[str, ...]
+
+
+def splits(model: ir.Model) -> dict[str, Split]:
+    """Every layer of `model` that the pass split, by the name that it had."""
+    found: dict[str, Split] = {}
+    for node in model.graph:
+        if (text := node.metadata_props.get(METADATA)) is not None:
+            choice, _, name = text.partition(" of ")
+            method, rank = choice.split(" ")
+            before = found[name].nodes if name in found else ()
+            parsed = Choice(Method(method), tuple(map(int, rank.split("x"))))
+            found[name] = Split(parsed, (*before, str(node.name)))
+    return found
+
+
+@dataclass(frozen=True)
 class Window:
     """The sizes of a Conv, Gemm or MatMul.
 

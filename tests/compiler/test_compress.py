@@ -1,0 +1,57 @@
+"""`edgec compress` as a whole: what its report says of the file, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from compiler.cli import MISSED, OK, USAGE, cli
+from compiler.importer import import_model
+from passes import graph as edit
+from passes.layer import layers
+from tests.support.canonical import normal
+from tests.support.onnx_models import model, node, save
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> list[str]:
+    """The network and its samples, as arguments: a layer of 3 x 3, one of 1 x 1 and one after a global pool."""
+    nodes = [
+        node("Conv", ["x", "w"], ["c1"], pads=[1] * 4),
+        node("Relu", ["c1"], ["r1"]),
+        node("Conv", ["r1", "v"], ["c2"]),
+        node("Relu", ["c2"], ["r2"]),
+        node("GlobalAveragePool", ["r2"], ["p"]),
+        node("Flatten", ["p"], ["f"]),
+        node("Gemm", ["f", "u"], ["y"], transB=1),
+    ]
+    weights = {"w": normal(16, 8, 3, 3) / 8, "v": normal(24, 16, 1, 1, seed=1) / 4, "u": normal(4, 24, seed=2)}
+    np.savez(tmp_path / "samples.npz", x=normal(24, 8, 8, 8, seed=3))
+    path = save(model(nodes, {"x": [1, 8, 8, 8]}, ["y"], weights), tmp_path)
+    return ["compress", str(path), "--calib", str(tmp_path / "samples.npz"), "-o", str(tmp_path / "out")]
+
+
+def report(given: list[str], *options: str, code: int = OK) -> dict:
+    ran = CliRunner().invoke(cli, [*given, *options])
+    assert ran.exit_code == code, ran.output
+    return json.loads((Path(given[-1]) / "report.json").read_text())
+
+
+def test_multiplications_of_every_part_of_a_split_layer_count(given: list[str]) -> None:
+    found = report(given, "--only", "low-rank", "--max-macs", "70000")
+    written = import_model(Path(given[-1]) / "model.onnx", {}).model
+    nodes = {str(each.name): each for each in written.graph}
+    known = layers(written)
+    assert len(known) > len(found["layers"])
+    macs = sum(layer.macs(edit.shape_of(nodes[name].outputs[0]) or ()) for name, layer in known.items())
+    assert found["after"]["macs"] == macs <= 70000
+    split = next(each for each in found["layers"] if each["rank"] is not None)
+    assert split["recipe"].endswith("W8")
+    parts = found["parts"]
+    coded = parts["codes"] + parts["codebooks"] + parts["scales"] + parts["biases"]
+    assert math.isclose(sum(each["after"]["bytes"] for each in found["layers"]), coded, abs_tol=len(known))
