@@ -309,7 +309,7 @@ def _budget_options(command: Callable[P, int | None]) -> Callable[P, int | None]
         click.option("--stochastic", is_flag=True, help="Round weights stochastically, by --seed."),
         click.option("--only", multiple=True, help="Use this method family alone; may be repeated."),
         click.option("--without", multiple=True, help="Leave this method family out; may be repeated."),
-        click.option("--no-guard", is_flag=True, help="Keep the coarsest plan even if it exceeds --max-drop."),
+        click.option("--no-guard", is_flag=True, help="Use the families of --only in every layer, at any cost."),
         click.option("--seed", type=seeds, default=0, show_default=True, help="Of split, probes and rounding."),
         click.option("--threads", type=threads, default=2, show_default=True, help="The result is the same."),
     ]

@@ -35,6 +35,7 @@ from passes.statistics import Progress, quantized_points, sqnr
 from passes.structured import emit
 from passes.weight_only import StoreWeights, WeightOnlyConfig
 
+FIXED_POINT = "fixed-point"
 NAMES = (*CODINGS, *STRUCTURES)
 """Every method family."""
 STRUCTURES_TRIED, STRUCTURE_SAMPLES = 6, 512
@@ -55,7 +56,7 @@ class Budget:
         max_bytes: Of the whole container.
         max_macs: Multiply-accumulates of one inference.
         fewest_macs: Whether `max_drop` is spent on multiplications instead of bytes.
-        is_guarded: Whether a plan that exceeds `max_drop` is rolled back.
+        is_guarded: Whether `max_drop` decides; else the families asked for are used in every layer.
         points: Of the measured front besides the result.
     """
 
@@ -68,7 +69,7 @@ class Budget:
 
     @property
     def is_open(self) -> bool:
-        """Whether the bits of the weights are not searched for."""
+        """Whether it leaves the bits of the weights to the user."""
         return (self.max_drop is None or self.fewest_macs) and self.max_bytes is None and not self.points
 
 
@@ -105,6 +106,28 @@ class CompressOptions:
     metric: str | None = None
     seed: int = 0
     threads: int = 2
+
+    @property
+    def codings(self) -> tuple[str, ...]:
+        """The families that code weights."""
+        return tuple(name for name in self.families if name in CODINGS)
+
+    @property
+    def is_searched(self) -> bool:
+        """Whether recipes are searched for; else every layer gets `weights` bits."""
+        is_plain = FIXED_POINT in self.families or not self.codings or self.is_stochastic
+        return not (self.budget.is_open and is_plain)
+
+    def check(self) -> None:
+        """Refuse what has no meaning.
+
+        Raises:
+            OptionError: Options contradict each other.
+        """
+        if self.budget.fewest_macs and self.budget.max_drop is None:
+            error = OptionError("--fewest-macs has no drop to spend")
+            error.add_note("remedy: give --max-drop, or --max-macs instead")
+            raise error
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,14 +253,14 @@ def compress_network(
     Raises:
         OptionError: A budget or metric does not fit the network or the samples.
     """
+    options.check()
     task, limit = _task(model, parts, options)
 
     def search_of(shaped: Shaped) -> Search:
         samples = parts.calibrate.arrays
         calibrated = Calibrated.of(shaped.model, nodes_of(shaped.model), samples, _config(options), progress)
-        found = {} if options.budget.is_open else _importance(calibrated.source, parts, options, progress)
-        families = tuple(name for name in options.families if name in CODINGS)
-        subject = Subject(calibrated, found, parts.choose.arrays, task, families, options.threads)
+        found = _importance(calibrated.source, parts, options, progress) if options.is_searched else {}
+        subject = Subject(calibrated, found, parts.choose.arrays, task, options.codings, options.threads)
         return Search(subject, progress)
 
     shaped, missed = _shaped(model, parts, options, task, limit, search_of, progress)
@@ -279,8 +302,10 @@ def _shaped(
     """The network with the structure that the budget of multiplications asks for, and what is missed."""
     budget, families = options.budget, tuple(name for name in options.families if name in STRUCTURES)
     whole = StructureSearch(model, {}, {}).whole()
-    if not families or (budget.max_macs is None and not budget.fewest_macs):
+    if budget.max_macs is None and not budget.fewest_macs:
         return whole, ()
+    if not families:
+        return whole, _missed_macs(whole, budget.max_macs)
     samples = statistics.spread(parts.calibrate.arrays, STRUCTURE_SAMPLES)
     # A channel that goes is no small error, and probes of small ones would make the last layers cheap.
     costs = sensitivity.importance(model, samples, seed=options.seed, progress=progress).importance
@@ -288,10 +313,14 @@ def _shaped(
     search.prepare()
     if budget.max_macs is not None:
         shaped = search.within(budget.max_macs)
-        if shaped.macs <= budget.max_macs:
-            return shaped, ()
-        return shaped, (f"the fewest multiplications of any plan are {shaped.macs}, not {budget.max_macs}",)
+        return shaped, _missed_macs(shaped, budget.max_macs)
     return _fewest(whole, search, lambda shaped: _answers(shaped, parts, task, limit), search_of, options), ()
+
+
+def _missed_macs(shaped: Shaped, max_macs: int | None) -> tuple[str, ...]:
+    if max_macs is None or shaped.macs <= max_macs:
+        return ()
+    return (f"the fewest multiplications of any plan are {shaped.macs}, not {max_macs}",)
 
 
 def _answers(shaped: Shaped, parts: Parts, task: Task, limit: float | None) -> bool:
@@ -358,12 +387,15 @@ def _importance(
 def _searched(search: Search, options: CompressOptions, limit: float | None) -> tuple[Trial, tuple[str, ...]]:
     """The best plan that keeps to the budget, else the nearest, and what it misses."""
     budget = options.budget
-    if budget.is_open:
+    if not options.is_searched:
         bits, seed = options.weights, options.seed
         recipe: Recipe = Stochastic(bits, seed) if options.is_stochastic else Uniform(bits)
-        option = LayerOption("fixed-point", recipe, 0.0, 0.0)
-        return search.carry_out(dict.fromkeys(search.subject.calibrated.aims, option), 0.0), ()
+        option = LayerOption(FIXED_POINT, recipe, 0.0, 0.0)
+        trial = search.carry_out(dict.fromkeys(search.subject.calibrated.aims, option), 0.0)
+        return trial, _missed_drop(search, trial, options, limit)
     search.prepare()
+    if budget.points:
+        front = search.front(max(budget.points, 2))
     if budget.max_bytes is not None:
         trial, _ = search.within_size(budget.max_bytes)  # by estimates: what the file really has is told later
         if limit is not None and not search.subject.task.keeps(trial.outputs, limit):
@@ -374,11 +406,18 @@ def _searched(search: Search, options: CompressOptions, limit: float | None) -> 
         if best is not None:
             return best, ()
         nearest = min(search.trials, key=lambda trial: (trial.drop, trial.predicted))
-        unit, reach = search.subject.task.metric.unit, search.subject.task.compare(nearest.outputs).interval[1]
-        shown = f"{amount(nearest.drop, unit)} (95 %: up to {amount(reach, unit)})"
-        return nearest, (f"no plan surely keeps to {budget.max_drop}: the nearest drops {shown}",)
-    front = search.front(max(budget.points, 2))
-    return front[-1], ()
+        return nearest, _missed_drop(search, nearest, options, limit)
+    return (front[-1] if budget.points else search.alone()), ()
+
+
+def _missed_drop(search: Search, trial: Trial, options: CompressOptions, limit: float | None) -> tuple[str, ...]:
+    """What a plan that is written for want of a better one exceeds."""
+    task = search.subject.task
+    if limit is None or not options.budget.is_guarded or task.keeps(trial.outputs, limit):
+        return ()
+    reach = amount(task.compare(trial.outputs).interval[1], task.metric.unit)
+    shown = f"{amount(trial.drop, task.metric.unit)} (95 %: up to {reach})"
+    return (f"no plan surely keeps to {options.budget.max_drop}: the nearest drops {shown}",)
 
 
 def onnx_file(quantized: Quantized) -> tuple[bytes, tuple[PassReport, ...]]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from compiler.metrics import Outputs, Task
 from compiler.quality import in_onnxruntime
 from passes import graph as edit
-from passes.budget import Option, Plan, choose, pareto
+from passes.budget import Option, Plan, choose, pareto, plan_of
 from passes.families import BIAS_BITS, NAMES, SCALE_BITS, LayerOption, options, stored_bits
 from passes.gram import Moments, collect_moments
 from passes.layer import Layer, layers
@@ -162,6 +162,14 @@ class Search:
         """Plans along the predicted front, carried out, from the smallest."""
         plans = pareto(self._table(), points=points)
         return [self.attempt(plan) for plan in plans]
+
+    def alone(self) -> Trial:
+        """The plan of least predicted loss in which every layer uses the families asked for, where they offer any."""
+        indices = []
+        for row in self.table:
+            own = [index for index, each in enumerate(row) if each.family in self.subject.families]
+            indices.append(min(own or range(len(row)), key=lambda index: row[index].loss))
+        return self.attempt(plan_of(self._table(), indices))
 
     def attempt(self, plan: Plan) -> Trial:
         """Carry a plan out and judge it."""

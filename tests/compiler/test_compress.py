@@ -55,3 +55,41 @@ def test_multiplications_of_every_part_of_a_split_layer_count(given: list[str]) 
     parts = found["parts"]
     coded = parts["codes"] + parts["codebooks"] + parts["scales"] + parts["biases"]
     assert math.isclose(sum(each["after"]["bytes"] for each in found["layers"]), coded, abs_tol=len(known))
+
+
+@pytest.mark.parametrize("family", ["ternary", "prune", "codebook"])
+def test_without_a_guard_a_family_is_used_in_every_layer(given: list[str], family: str) -> None:
+    found = report(given, "--only", family, "--no-guard", "--max-drop", "0.001")
+    offers = {"ternary": "ternary", "prune": "OBS", "codebook": "codebook"}
+    assert all(offers[family] in each["recipe"] for each in found["layers"]), [e["recipe"] for e in found["layers"]]
+
+
+def test_a_family_needs_no_budget(given: list[str]) -> None:
+    found = report(given, "--only", "ternary", "--no-guard")
+    assert {each["recipe"] for each in found["layers"]} == {"ternary"}
+
+
+def test_fewest_multiplications_without_a_drop_to_spend_are_refused(given: list[str]) -> None:
+    ran = CliRunner().invoke(cli, [*given, "--fewest-macs"])
+    assert ran.exit_code == USAGE
+    assert "--fewest-macs has no drop to spend" in ran.output
+    assert not Path(given[-1]).exists()
+
+
+def test_multiplications_that_no_family_can_save_are_missed(given: list[str]) -> None:
+    found = report(given, "--only", "fixed-point", "--max-macs", "1000", code=MISSED)
+    assert f"the fewest multiplications of any plan are {found['after']['macs']}, not 1000" in found["limits"]["missed"]
+
+
+def test_a_drop_that_not_even_the_whole_network_keeps_to_is_missed(given: list[str]) -> None:
+    """Activations of 4 bits cost more than that, so nothing is left for multiplications."""
+    found = report(given, "--fewest-macs", "--max-drop", "0.000001", "--activations", "4", code=MISSED)
+    assert found["quality"]["drop"] > 1e-6
+    assert found["limits"]["missed"][0].startswith("no plan surely keeps to 0.000001")
+    assert found["after"]["macs"] == found["before"]["macs"]
+
+
+def test_a_front_is_measured_beside_a_budget(given: list[str]) -> None:
+    found = report(given, "--only", "fixed-point", "--max-drop", "0.01", "--pareto", "4")
+    assert len(found["probes"]) >= 4
+    assert sum(each["is_chosen"] for each in found["front"]) == 1
