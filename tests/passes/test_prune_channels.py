@@ -84,12 +84,13 @@ def test_the_loss_of_an_option_is_the_error_that_is_measured() -> None:
 
 
 def test_errors_that_all_positions_share_count_as_they_matter() -> None:
-    """scattered * E[error^2] + shared * E[(mean error of a sample)^2], and the refit minimizes it."""
+    """scattered * E[error^2] + shared * E[(mean error of a sample)^2], channels drawn to their average, and the refit
+    minimizes it."""
     loaded = network()
     group = next(g for g in groups(loaded) if g.name == "b")
     moments = collect_moments(loaded, SAMPLES, ["c"])
     rows = np.linspace(0.5, 1.5, 8)
-    weighed = {"c": Importance(rows, 20 * rows)}
+    weighed, counted = {"c": Importance(rows, 20 * rows)}, np.sqrt(rows * rows.mean())
     losses = {}
     for name, importance in (("weighed", weighed), ("plain", None)):
         result = loaded.clone()
@@ -97,7 +98,7 @@ def test_errors_that_all_positions_share_count_as_they_matter() -> None:
         PruneChannels({"b": option.removed}, moments, importance=importance, ridge=1e-9)(result)
         errors = layer_outputs(result, "c", SAMPLES["x"]).astype(np.float64) - layer_outputs(loaded, "c", SAMPLES["x"])
         each, shared = np.square(errors).mean(axis=(0, 2, 3)), np.square(errors.mean(axis=(2, 3))).mean(axis=0)
-        losses[name] = float((rows * each + 20 * rows * shared).sum())
+        losses[name] = float((counted * (each + 20 * shared)).sum())
     assert losses["weighed"] == pytest.approx(option.loss, rel=1e-2)
     assert losses["weighed"] < losses["plain"]
 

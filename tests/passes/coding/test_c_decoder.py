@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from passes.coding.lanes import LaneModel, decode_lanes, encode_lanes
 from passes.coding.range_coder import CodingError
 from passes.coding.symbols import Decoder, Encoder, decode_bytes, encode_bytes
-from tests.passes.coding.test_lanes import ARRAYS as LARGE
-from tests.passes.coding.test_lanes import KERNELS as LANE_KERNELS
+from tests.passes.coding.test_coding_lanes import ARRAYS as LARGE
+from tests.passes.coding.test_coding_lanes import KERNELS as LANE_KERNELS
 from tests.passes.coding.test_symbols import ARRAYS
 
 ROOT = Path(__file__).resolve().parents[3]
