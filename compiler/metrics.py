@@ -288,15 +288,17 @@ class Task:
     def keeps(self, outputs: Outputs, limit: float) -> bool:
         """Whether `outputs` drop the metric by no more than `limit`, and would on other samples.
 
-        The upper end of the 95 % interval must keep to the limit. Where samples are too few for that, chance decides
-        which classes change; then what every sample tells must keep to it: the drop in the mean probability of the
-        right class, or without labels the mean total variation distance of the probabilities, of the class that
-        has the largest.
+        Chance decides which classes change, so what every sample tells must keep to the limit as well: the drop in the
+        mean probability of the right class, or without labels the mean total variation distance of the probabilities,
+        of the class that has the largest. Where samples allow, so must the upper end of the 95 % interval.
         """
         if self.drop(outputs) > limit * (1 + _ROUNDING):
             return False
-        if self.metric.kind in ("top-1", "agreement") and limit < MANY_SAMPLES * _of_one_sample(self):
-            return self._expected(outputs) <= limit
+        if self.metric.kind in ("top-1", "agreement"):
+            if self._expected(outputs) > limit:
+                return False
+            if limit < MANY_SAMPLES * _of_one_sample(self):
+                return True
         return self.compare(outputs).interval[1] <= limit
 
     def _expected(self, outputs: Outputs) -> float:
