@@ -33,6 +33,9 @@ SAMPLES = "samples.npz"
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
 
+COMPRESSED = "compressed"
+"""Target of what `edgec compress` wrote: a network without hardware."""
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 

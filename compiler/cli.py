@@ -58,7 +58,7 @@ Exit codes: 0 done (and verified), 1 hardware and reference differ, 2 wrong usag
 4 a pass, 5 the target cannot run it, 6 a tool is missing or failed, 70 a fault of edgec, 130 interrupted."""
 
 
-COMPRESS_EXIT_HELP = EXIT_HELP.replace("70 a fault", "7 a budget is missed (the nearest result is written), 70 a fault")
+BUDGET_EXIT_HELP = EXIT_HELP.replace("70 a fault", "7 a budget is missed (the nearest result is written), 70 a fault")
 
 
 class Edgec(click.Group):
@@ -352,7 +352,7 @@ def cli() -> None:
     """
 
 
-@cli.command(name="compile", epilog=EXIT_HELP)
+@cli.command(name="compile", epilog=BUDGET_EXIT_HELP)
 @_model_argument
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Artefact folder.")
 @_model_options
@@ -388,10 +388,12 @@ def compile_command(model: Path, output: Path, no_verify: bool, as_json: bool, *
     _print(report.to_json(result).rstrip()) if as_json else report.show(result, _console())
     if not as_json:
         _print(f"wrote {output}")
-    return OK if result.verify is None or result.verify.passed else DIFFERS
+    if result.verify is not None and not result.verify.passed:
+        return DIFFERS
+    return MISSED if result.missed else OK
 
 
-@cli.command(epilog=COMPRESS_EXIT_HELP)
+@cli.command(epilog=BUDGET_EXIT_HELP)
 @_model_argument
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the result.")
 @_input_shape_option

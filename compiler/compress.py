@@ -71,7 +71,7 @@ def compress(path: Path, destination: Path, options: CompressOptions, progress: 
         if already := why_not(imported.model):
             nodes, reasons = frozenset(), {str(node.name): already for node in imported.model.graph}
         chosen = PassReport("integer-arithmetic", tuple(sorted(nodes)), reasons)
-        _write(folder, imported, made, parts)
+        _write(folder, made, parts)
         told = _report(
             imported, source, made, parts, options, (*imported.reports, *reports, chosen, *made.reports), reasons
         )
@@ -81,7 +81,7 @@ def compress(path: Path, destination: Path, options: CompressOptions, progress: 
     return told
 
 
-def _write(folder: Path, imported: Imported, made: Compressed, parts: Parts) -> None:
+def _write(folder: Path, made: Compressed, parts: Parts) -> None:
     """model.onnx and model.edgec, which was unpacked to it when it was packed, after a comparison with the network."""
     _check_file(made.onnx, made.quantized.model, parts)
     (folder / artefact.MODEL).write_bytes(made.onnx)
@@ -294,22 +294,12 @@ def _reason(name: str, made: Compressed) -> str:
 
 
 def _manifest(imported: Imported, parts: Parts, options: CompressOptions, told: CompressReport) -> Manifest:
-    budget = options.budget
-    settings = {
-        "calibration": told.calibration["source"],
-        "weights": options.weights,
-        "activations": options.activations.bits,
-        "max_drop": budget.max_drop or "",
-        "max_size": budget.max_bytes or "",
-        "families": ",".join(options.families),
-        "seed": options.seed,
-    }
     return Manifest(
         network=imported.source.path.stem,
-        target="compressed",
+        target=artefact.COMPRESSED,
         edgec=VERSION,
         preprocessing=Preprocessing(options.scale, options.mean, options.images),
         input_ranges={name: (float(x.min()), float(x.max())) for name, x in parts.calibrate.arrays.items()},
-        options={name: str(value) for name, value in settings.items()},
+        options={"calibration": str(told.calibration["source"]), **options.facts()},
         tools=told.tools,
     )

@@ -208,11 +208,12 @@ class CompressReport:
 
     @property
     def rank_correlation(self) -> float | None:
-        """Spearman's, of predicted and measured losses; None for fewer than three probes."""
+        """Spearman's, of predicted and measured losses; None for fewer than three probes or where they do not vary."""
         if len(self.probes) < 3:
             return None
         predicted, measured = np.array([(probe.predicted, probe.measured) for probe in self.probes], np.float64).T
-        return metrics.spearman(predicted, measured)
+        found = metrics.spearman(predicted, measured)
+        return found if math.isfinite(found) else None
 
 
 # The survey's figures

@@ -118,6 +118,28 @@ class CompressOptions:
         is_plain = FIXED_POINT in self.families or not self.codings or self.is_stochastic
         return not (self.budget.is_open and is_plain)
 
+    def facts(self) -> dict[str, str]:
+        """Everything but the samples and shapes, as text, for the manifest."""
+        budget, acts = self.budget, self.activations
+        settings: dict[str, object] = {
+            "evaluation": self.evaluation.name if self.evaluation else "",
+            "metric": self.metric or "",
+            "weights": self.weights,
+            "stochastic": self.is_stochastic,
+            "activations": acts.bits,
+            "symmetric": acts.symmetric,
+            "power_of_two": acts.power_of_two,
+            "families": ",".join(self.families),
+            "max_drop": budget.max_drop or "",
+            "max_size": budget.max_bytes or "",
+            "max_macs": budget.max_macs or "",
+            "fewest_macs": budget.fewest_macs,
+            "guard": budget.is_guarded,
+            "pareto": budget.points,
+            "seed": self.seed,
+        }
+        return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in settings.items()}
+
     def check(self) -> None:
         """Refuse what has no meaning.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from compiler import artefact, report, stored
+from compiler import artefact, compress_report, report, stored
 from compiler import targets as known
 from compiler.operators import SUPPORTED
 from hw.isa import Memory, instruction_layout
@@ -34,7 +34,7 @@ def facts(folder: Path, *, program: bool) -> dict[str, object]:
 def show(folder: Path, console: Console, *, program: bool) -> None:
     """The report, the files and, if wanted, the instructions."""
     manifest = artefact.load(folder)
-    report.show(_report(folder), console)
+    _show_report(folder, console)
     altered = set(artefact.altered_files(folder, manifest))
     table = Table(title="files", title_justify="left")
     for column in ("file", "bytes", "sha256", ""):
@@ -47,9 +47,13 @@ def show(folder: Path, console: Console, *, program: bool) -> None:
         console.print(f"{pc:4} {layer}: {told}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _report(folder: Path) -> report.CompileReport:
+def _show_report(folder: Path, console: Console) -> None:
+    document = stored.read_report(folder)
     try:
-        return report.from_dict(stored.read_report(folder))
+        if document["kind"] == compress_report.KIND:
+            compress_report.show(compress_report.from_dict(document), console)
+        else:
+            report.show(report.from_dict(document), console)
     except (KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise artefact.damaged(f"{folder / artefact.REPORT_JSON} is damaged: {reason}") from error

@@ -75,6 +75,7 @@ class Network:
         quantized: With Q/DQ pairs.
         lowered: Integer layers and what the host does.
         passes: What each pass did.
+        missed: One sentence for each budget that is exceeded.
     """
 
     imported: Imported
@@ -83,6 +84,7 @@ class Network:
     quantized: ir.Model
     lowered: Lowered
     passes: tuple[PassReport, ...]
+    missed: tuple[str, ...] = ()
 
 
 def compile(path: Path, destination: Path, options: CompileOptions, progress: Progress) -> CompileReport:
@@ -103,6 +105,7 @@ def compile(path: Path, destination: Path, options: CompileOptions, progress: Pr
         if options.compression is not None:
             packed = container.pack((folder / artefact.MODEL).read_bytes())
             (folder / artefact.PACKED).write_bytes(packed)
+            network = replace(network, missed=(*network.missed, *_missed_size(len(packed), options.compression)))
         inputs = stored.write_samples(folder, network.lowered, network.quantized, network.samples.arrays)
         progress("build", 0, 0)
         plan = target.plan(network.lowered.graph)
@@ -116,6 +119,12 @@ def compile(path: Path, destination: Path, options: CompileOptions, progress: Pr
         (folder / artefact.REPORT_HTML).write_text(to_html(report), encoding="utf-8")
         artefact.seal(folder, _manifest(network, report, options))
     return report
+
+
+def _missed_size(size: int, compression: CompressOptions) -> tuple[str, ...]:
+    """The file of an artefact has all names and shapes, so it is larger than the search made it."""
+    most = compression.budget.max_bytes
+    return () if most is None or size <= most else (f"{artefact.PACKED} has {size} bytes, not {most}",)
 
 
 def _check_bits(target: Target, compression: CompressOptions) -> None:
@@ -176,8 +185,9 @@ def _compressed(
     progress("lower", 0, 0)
     shaped = made.shaped.model
     lowered = lower(made.quantized.model, partition(shaped))
-    samples = replace(parts.calibrate, warnings=(*parts.warnings, *made.missed))
-    return Network(imported, shaped, samples, made.quantized.model, lowered, (*imported.reports, *made.reports))
+    samples = replace(parts.calibrate, warnings=parts.warnings)
+    reports = (*imported.reports, *made.reports)
+    return Network(imported, shaped, samples, made.quantized.model, lowered, reports, made.missed)
 
 
 def _without_dead_channels(imported: Imported, options: CompileOptions) -> Imported:
@@ -233,6 +243,7 @@ def describe(
         activation_map=costs.activation_map(graph, plan.steps, program) if program else (),
         accuracy=accuracy,
         passes=tuple(PassRow(p.name, len(p.changed), dict(p.skipped), dict(p.metrics)) for p in network.passes),
+        missed=network.missed,
         warnings=() if is_check else samples.warnings,
         tools=doctor.tool_versions(),
     )
@@ -272,6 +283,7 @@ def _manifest(network: Network, report: CompileReport, options: CompileOptions) 
         "array": report.target.array,
         "dense": str(options.dense).lower(),
         "calibration": report.calibration["source"],
+        **(options.compression.facts() if options.compression else {}),
     }
     return Manifest(
         network=report.model.name,

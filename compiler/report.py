@@ -184,6 +184,7 @@ class CompileReport:
         utilisation: macs / (cycles * macs per cycle).
         weight_bytes: Dense int8 weights.
         stored_weight_bytes: Of the weight streams: zero blocks left out, partial blocks filled up.
+        missed: One sentence for each budget that is exceeded.
     """
 
     edgec: str
@@ -204,6 +205,7 @@ class CompileReport:
     verify: VerifyFacts | None = None
     accuracy: tuple[AccuracyRow, ...] = ()
     passes: tuple[PassRow, ...] = ()
+    missed: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     tools: Mapping[str, str] = field(default_factory=dict)
 
@@ -231,7 +233,7 @@ def from_dict(document: Mapping[str, Any]) -> CompileReport:
     fields["model"] = ModelFacts(**fields["model"])
     fields["target"] = TargetFacts(**fields["target"])
     fields["verify"] = VerifyFacts(**tuples(fields["verify"])) if fields["verify"] else None
-    return CompileReport(**{**fields, "warnings": tuple(fields["warnings"])})
+    return CompileReport(**{**fields, **{name: tuple(fields.get(name, ())) for name in ("missed", "warnings")}})
 
 
 def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,7 +244,7 @@ def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
 def finite(value: object) -> object:
     """For JSON, which has no infinity: a tensor without noise has no SQNR."""
     if isinstance(value, float):
-        return round(value, 6) if math.isfinite(value) else None
+        return float(f"{value:.8g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -263,6 +265,8 @@ def show(report: CompileReport, console: Console) -> None:
     console.print(_summary(report))
     for node in report.host_nodes:
         console.print(f"  host ({node.side}): {node.name} ({node.op}): {node.reason}", markup=False, highlight=False)
+    for line in report.missed:
+        console.print(f"  missed: {line}", markup=False, highlight=False)
     for warning in report.warnings:
         console.print(f"  warning: {warning}", markup=False, highlight=False)
 

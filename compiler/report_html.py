@@ -17,6 +17,7 @@ def to_html(report: CompileReport) -> str:
         f"<h1>{escape(title)}</h1>",
         f"<p class='note'>{escape(_origin(report))}</p>",
         _verdict(report),
+        *(f"<p class='warning'>missed: {escape(line)}</p>" for line in report.missed),
         *(f"<p class='warning'>{escape(warning)}</p>" for warning in report.warnings),
         page.section("One inference", page.pairs(summary(report))),
         page.section(

@@ -14,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from compiler import artefact
-from compiler.artefact import Manifest, damaged
+from compiler.artefact import ArtefactError, Manifest, damaged
 from compiler.host import Host, host_of
 from compiler.lowering import Lowered, lower
 from compiler.partition import partition
@@ -85,9 +85,13 @@ def open_artefact(folder: Path) -> Stored:
     """Read an artefact, and lower its quantized model again.
 
     Raises:
-        ArtefactError: Not an artefact, or damaged.
+        ArtefactError: Not an artefact, damaged, or without integer layers.
     """
     manifest = artefact.load(folder)
+    if manifest.target == artefact.COMPRESSED:
+        error = ArtefactError(f"{folder} holds a compressed network, which was not compiled for a target")
+        error.add_note(f"remedy: run its {artefact.MODEL} in onnxruntime, or compile that file")
+        raise error
     warnings = tuple(f"{folder / name} is not as compile wrote it" for name in artefact.altered_files(folder, manifest))
     quantized = _read(folder / artefact.MODEL)
     lowered = lower(quantized, partition(quantized))

@@ -89,6 +89,26 @@ def test_a_drop_that_not_even_the_whole_network_keeps_to_is_missed(given: list[s
     assert found["after"]["macs"] == found["before"]["macs"]
 
 
+def test_compile_tells_a_missed_size(given: list[str]) -> None:
+    options = ["--max-size", "100", "--target", "reference", "--only", "fixed-point"]
+    ran = CliRunner().invoke(cli, ["compile", *given[1:], *options])
+    assert ran.exit_code == MISSED, ran.output
+    folder = Path(given[-1])
+    size = (folder / "model.edgec").stat().st_size
+    assert f"model.edgec has {size} bytes, not 100" in json.loads((folder / "report.json").read_text())["missed"]
+    assert json.loads((folder / "manifest.json").read_text())["options"]["max_size"] == "100"
+
+
+def test_a_compressed_network_can_be_inspected_but_not_verified(given: list[str]) -> None:
+    report(given)
+    shown = CliRunner().invoke(cli, ["inspect", given[-1]])
+    assert shown.exit_code == OK, shown.output
+    assert "model.edgec" in shown.output
+    refused = CliRunner().invoke(cli, ["verify", given[-1]])
+    assert refused.exit_code == USAGE
+    assert "was not compiled for a target" in refused.output
+
+
 def test_a_front_is_measured_beside_a_budget(given: list[str]) -> None:
     found = report(given, "--only", "fixed-point", "--max-drop", "0.01", "--pareto", "4")
     assert len(found["probes"]) >= 4
