@@ -282,7 +282,7 @@ def compress_network(
         samples = parts.calibrate.arrays
         calibrated = Calibrated.of(shaped.model, nodes_of(shaped.model), samples, _config(options), progress)
         found = _importance(calibrated.source, parts, options, progress) if options.is_searched else {}
-        subject = Subject(calibrated, found, parts.choose.arrays, task, options.codings, options.threads)
+        subject = Subject(calibrated, found, parts.choose.arrays, task, options.codings, options.threads, options.seed)
         return Search(subject, progress)
 
     shaped, missed = _shaped(model, parts, options, task, limit, search_of, progress)
@@ -303,7 +303,7 @@ def compress_network(
         task.compare(trial.outputs),
         _sqnr(shaped.model, quantized, parts, progress),
         options.activations.bits,
-        {name: option.recipe for name, option in trial.recipes.items()},
+        {name: Uniform() if name in quantized.fallbacks else o.recipe for name, o in trial.recipes.items()},
         (*missed, *more),
         tuple(search.trials),
         search.subject.importance,

@@ -50,6 +50,7 @@ class Subject:
         task: Metric over these samples.
         families: That may be used.
         threads: Layers whose options are measured at the same time.
+        seed: Of stochastic rounding.
     """
 
     calibrated: Calibrated
@@ -58,6 +59,7 @@ class Subject:
     task: Task
     families: tuple[str, ...] = NAMES
     threads: int = 2
+    seed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +123,8 @@ class Search:
         weights = edit.constant(edit.operand(node, 1))
         assert weights is not None
         importance = self.subject.importance.get(str(node.name)) or Importance.even(layer.channels)
-        return options(problem_of(layer, weights, moments, importance), self.subject.families, tensor=str(node.name))
+        problem = problem_of(layer, weights, moments, importance)
+        return options(problem, self.subject.families, tensor=str(node.name), seed=self.subject.seed)
 
     def within_drop(self, max_drop: float) -> Trial | None:
         """The smallest plan that drops the metric by no more than `max_drop`; None where not even the best does."""
