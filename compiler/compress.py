@@ -251,10 +251,11 @@ def _coded(row: LayerFigures, nodes: Sequence[ir.Node], split: Split | None, mad
     codes, importance = [_codes(node) for node in nodes], made.importance.get(row.name)
     recipes = dict.fromkeys(made.recipes[str(node.name)].name for node in nodes)
     losses = [made.quantized.losses[str(node.name)] for node in nodes if node.name in made.quantized.losses]
+    falls = [made.quantized.fallbacks[str(node.name)] for node in nodes if node.name in made.quantized.fallbacks]
     return replace(
         row,
         recipe=", ".join([*([str(split.choice)] if split else []), *recipes]),
-        reason=_reason(row.name, made),
+        reason="; ".join(falls) if falls else _reason(row.name, made),
         bits=max(map(_bits, codes)),
         activation_bits=made.activation_bits,
         sparsity=sum(int((each == 0).sum()) for each in codes) / max(1, sum(each.size for each in codes)),

@@ -55,7 +55,7 @@ def weighing(moments: Moments, importance: Importance) -> tuple[float, NDArray[n
 
 
 def _drawn_together(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The geometric mean of each channel's importance and the layer's average: few samples say little of one channel."""
+    """The geometric mean of a channel's importance and the layer's average: few samples say little of one channel."""
     mean = float(rows.mean())
     return np.sqrt(np.maximum(rows, 1e-3 * mean) * mean)
 

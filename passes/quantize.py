@@ -75,12 +75,14 @@ class Quantized:
         report: What was done.
         storages: How the codes of a layer are best stored, by node name, where its recipe says so.
         losses: Of every reconstructed layer, in the units of its importance, by node name.
+        fallbacks: Why a layer has 8 bits instead of its recipe, by node name.
     """
 
     model: ir.Model
     report: PassReport
     storages: Mapping[str, object] = field(default_factory=dict)
     losses: Mapping[str, float] = field(default_factory=dict)
+    fallbacks: Mapping[str, str] = field(default_factory=dict)
 
 
 def quantize(
@@ -214,7 +216,7 @@ class Calibrated:
             progress=progress,
         )
         report = _joined([*self.reports, _applied(step, result)])
-        return Quantized(result, report, step.storages, step.losses)
+        return Quantized(result, report, step.storages, step.losses, step.fallbacks)
 
 
 def _weighted(model: ir.Model, wanted: tuple[Point, ...]) -> frozenset[str]:

@@ -176,6 +176,7 @@ class Reconstruct(Rewrite):
         self._config, self._progress = config or ReconstructConfig(), progress
         self.storages: dict[str, object] = {}
         self.losses: dict[str, float] = {}
+        self.fallbacks: dict[str, str] = {}
 
     def rewrite(self, model: ir.Model, notes: Notes) -> None:
         known = layers(model)
@@ -190,7 +191,8 @@ class Reconstruct(Rewrite):
         aim, recipe = self._aims[name], self._recipes.get(name, Uniform())
         if layer.taps > TAPS_MAX or (layer.taps > WIDE_TAPS_MAX and _is_wide(recipe)):
             if not isinstance(recipe, Uniform):
-                notes.skip(node, f"{recipe.name}: its channels have {layer.taps} weights each; it is W8 instead")
+                reason = f"{recipe.name}: its channels have {layer.taps} weights each; it is W8 instead"
+                self._fall_back(node, reason, notes)
             self._nearest(node, layer, inputs, recipe if isinstance(recipe, Uniform) else Uniform())
             notes.change(node)
             return
@@ -201,7 +203,7 @@ class Reconstruct(Rewrite):
         try:
             coded, scale = self._coded(recipe, problem, aim)
         except RecipeError as error:
-            notes.skip(node, f"{recipe.name}: {error}; it is W8 instead")
+            self._fall_back(node, f"{recipe.name}: {error}; it is W8 instead", notes)
             recipe = Uniform()
             coded, scale = self._coded(recipe, problem, aim)
         real = coded.codes * scale.astype(np.float64).reshape(*coded.codes.shape[:2], 1)
@@ -217,6 +219,10 @@ class Reconstruct(Rewrite):
         stored = bias_codes(bias, aim.source, scale)
         _write(node, np.asarray(layer.stored(coded.codes)), scale, stored, aim.source)
         notes.change(node)
+
+    def _fall_back(self, node: ir.Node, reason: str, notes: Notes) -> None:
+        notes.skip(node, reason)
+        self.fallbacks[str(node.name)] = reason
 
     def _nearest(self, node: ir.Node, layer: Layer, inputs: Inputs, recipe: Uniform) -> None:
         """Integers next to the float weights, and a bias that takes up the mean."""
@@ -285,9 +291,7 @@ def _is_wide(recipe: Recipe) -> bool:
     return isinstance(recipe, Uniform) and recipe.bits >= WIDE_BITS
 
 
-def _followed(
-    weights: NDArray[np.float64], moments: Moments, hessian: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _followed(weights: NDArray[np.float64], moments: Moments, hessian: NDArray[np.float64]) -> NDArray[np.float64]:
     """The weights of least squared error towards the wanted responses, held to the float weights by the damping.
 
     W + (C_yx - W C_xx) (C_xx + damping)^-1; a weight of 0 stays 0.

@@ -59,7 +59,7 @@ def factor_at_least(factor: float) -> tuple[int, int]:
 def scale_of_factor(multiplier: int, shift: int, source_scale: float, target_scale: float) -> np.float32:
     """The float32 weight scale s_w for which s_x * s_w / s_y is multiplier / 2**shift as nearly as float32 can say.
 
-    s_w = float32((multiplier / 2**shift) / (s_x / s_y)); both divisions and the rounding to float32 are to nearest even.
+    s_w = float32((multiplier / 2**shift) / (s_x / s_y)); divisions and the rounding to float32 are to nearest even.
 
     Raises:
         ValueError: The result is no normal float32.

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from compiler import compression
 from compiler.cli import MISSED, OK, USAGE, cli
+from compiler.compress import compress
+from compiler.compression import CompressOptions
 from compiler.importer import import_model
 from passes import graph as edit
 from passes.layer import layers
+from passes.recipes import Coded, Problem, RecipeError
+from passes.recipes_coded import Ternary
+from passes.recipes_uniform import Uniform
 from tests.support.canonical import normal
 from tests.support.onnx_models import model, node, save
 
@@ -113,3 +120,17 @@ def test_a_front_is_measured_beside_a_budget(given: list[str]) -> None:
     found = report(given, "--only", "fixed-point", "--max-drop", "0.01", "--pareto", "4")
     assert len(found["probes"]) >= 4
     assert sum(each["is_chosen"] for each in found["front"]) == 1
+
+
+def test_a_layer_that_falls_back_is_reported_as_what_it_is(given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Ternary, problem: Problem, scale: np.ndarray) -> Coded:
+        raise RecipeError("not today")
+
+    monkeypatch.setattr(Ternary, "codes", refuse)
+    folder = Path(given[-1])
+    options = CompressOptions(calibration=folder.parent / "samples.npz", families=("fixed-point",))
+    monkeypatch.setattr(compression, "Uniform", lambda bits=8: Ternary() if bits == 5 else Uniform(bits))
+    found = compress(Path(given[1]), folder, replace(options, weights=5), lambda what, done, total: None)
+    for layer in found.layers:
+        assert (layer.recipe, layer.bits) == ("W8", 8)
+        assert layer.reason == "ternary: not today; it is W8 instead"
