@@ -1,1 +1,1 @@
-"""Passes over onnx_ir models: clean, calibrate, quantize."""
+"""Passes over onnx_ir models: clean, calibrate, compress, quantize."""
