@@ -283,7 +283,7 @@ def compress_network(
         calibrated = Calibrated.of(shaped.model, nodes_of(shaped.model), samples, _config(options), progress)
         found = _importance(calibrated.source, parts, options, progress) if options.is_searched else {}
         subject = Subject(calibrated, found, parts.choose.arrays, task, options.codings, options.threads, options.seed)
-        return Search(subject, progress)
+        return Search(subject, progress, _weight if options.budget.max_bytes is not None else None)
 
     shaped, missed = _shaped(model, parts, options, task, limit, search_of, progress)
     search = search_of(shaped)
@@ -419,7 +419,7 @@ def _searched(search: Search, options: CompressOptions, limit: float | None) -> 
     if budget.points:
         front = search.front(max(budget.points, 2))
     if budget.max_bytes is not None:
-        trial, _ = search.within_size(budget.max_bytes)  # by estimates: what the file really has is told later
+        trial, _ = search.within_size(budget.max_bytes)  # what the file of the nearest has is told later
         if limit is not None and not search.subject.task.keeps(trial.outputs, limit):
             return trial, (f"at that size the drop is {amount(trial.drop, search.subject.task.metric.unit)}",)
         return trial, ()
@@ -461,6 +461,11 @@ def onnx_file(quantized: Quantized) -> tuple[bytes, tuple[PassReport, ...]]:
     compact(model)
     data = stored.serialized(model)
     return data, (PassReport("store-codes", emitted, reasons), weights.report)
+
+
+def _weight(quantized: Quantized) -> int:
+    """Bytes of model.edgec."""
+    return len(container.pack(onnx_file(quantized)[0], verify=False))
 
 
 def _sqnr(model: ir.Model, quantized: Quantized, parts: Parts, progress: Progress) -> dict[str, float]:

@@ -8,7 +8,7 @@ the plan may have is bisected until the answers just keep to the budget.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -73,7 +73,7 @@ class Trial:
         outputs: Of the judged samples.
         drop: In the metric's own unit.
         divergence: From the original's answers, in the unit of `predicted`.
-        bytes: Of the file, estimated from the codes.
+        bytes: Of the file, estimated from the codes unless it is weighed.
     """
 
     recipes: Mapping[str, LayerOption]
@@ -92,10 +92,12 @@ class Search:
     Args:
         subject: What is searched.
         progress: Told ("options" or "try", done, total).
+        weigh: Bytes of the file that a network becomes; None estimates them, which is for plans that no size binds.
     """
 
     subject: Subject
     progress: Progress | None = None
+    weigh: Callable[[Quantized], int] | None = None
     names: list[str] = field(default_factory=list)
     table: list[list[LayerOption]] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
@@ -149,8 +151,12 @@ class Search:
         """The plan of least predicted loss whose file keeps to `max_bytes`, and whether it does."""
         aim = max_bytes
         best: Trial | None = None
+        tried: list[Plan] = []
         for _ in range(TRIALS):
             found = choose(self._table(), max_bytes=max(aim, 0))
+            if found.plan in tried:
+                break
+            tried.append(found.plan)
             trial = self.attempt(found.plan)
             if trial.bytes <= max_bytes:
                 best = trial if best is None or trial.predicted < best.predicted else best
@@ -188,7 +194,8 @@ class Search:
         outputs = in_onnxruntime(quantized.model, self.subject.choose)
         drop = self.subject.task.drop(outputs)
         divergence = self.subject.task.divergence(outputs)
-        trial = Trial(chosen, predicted, quantized, outputs, drop, divergence, estimated_bytes(quantized))
+        size = (self.weigh or estimated_bytes)(quantized)
+        trial = Trial(chosen, predicted, quantized, outputs, drop, divergence, size)
         self.trials.append(trial)
         return trial
 

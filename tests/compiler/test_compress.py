@@ -134,3 +134,9 @@ def test_a_layer_that_falls_back_is_reported_as_what_it_is(given: list[str], mon
     for layer in found.layers:
         assert (layer.recipe, layer.bits) == ("W8", 8)
         assert layer.reason == "ternary: not today; it is W8 instead"
+
+
+def test_a_size_is_kept_to_and_made_use_of(given: list[str]) -> None:
+    found = report(given, "--only", "entropy", "--max-size", "1300")
+    assert 0.97 * 1300 < found["parts"]["total"] <= 1300
+    assert (Path(given[-1]) / "model.edgec").stat().st_size == found["parts"]["total"]
