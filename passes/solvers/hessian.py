@@ -34,13 +34,13 @@ def row_losses(delta: Matrix, hessian: Matrix) -> Vector:
 
 
 def damped(hessian: Matrix, share: float = DAMPING) -> Matrix:
-    """H + share * mean(diag H) * I; a dead input (H_jj = 0) gets the mean, or 1 where all are dead.
+    """H + share * mean(diag H) * I; a dead input (H_jj = 0, or less by rounding) gets the mean, or 1 if all are dead.
 
     Source: Frantar et al., GPTQ, ICLR 2023, section 3.3.
     """
     diagonal = np.diagonal(hessian)
-    mean = float(diagonal.mean()) if diagonal.size else 0.0
-    added = np.where(diagonal > 0, share * mean, mean if mean > 0 else 1.0)
+    mean = float(np.maximum(diagonal, 0.0).mean()) if diagonal.size else 0.0
+    added = np.where(diagonal > 0, share * mean, max(share, 1.0) * mean if mean > 0 else 1.0)
     return hessian + np.diag(added)
 
 
