@@ -304,8 +304,6 @@ class Task:
     def _expected(self, outputs: Outputs) -> float:
         if self.metric.kind == "top-1" and (drop := self._probability_drop(outputs)) is not None:
             return drop
-        if _distribution_axis(_first(self.original)) is None:
-            return 0.0
         before, after = (np.exp(self._logs(answers)) for answers in (self.original, outputs))
         distances = np.abs(before - after).sum(axis=-1).reshape(self.samples, -1).mean(axis=1) / 2
         classes = before.reshape(self.samples, -1, before.shape[-1]).mean(axis=1).argmax(axis=1)
