@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -18,6 +19,8 @@ from passes.graph import Array, constant, integer, ints, is_op, number, operand,
 NOISE = 1e-6
 """A channel depends on its inputs when their |weights| sum up to more than this share of its layer's largest sum."""
 
+PART = 1 << 20
+"""Weights that are looked at together."""
 ELEMENTWISE = (*sorted(UNARY), *sorted(BINARY), "PRelu")
 POOLS = ("MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool")
 RESHAPES = ("Flatten", "Reshape", "Squeeze", "Unsqueeze", "Identity")
@@ -289,45 +292,74 @@ def _written(node: ir.Node) -> float | None:
 
 def _linear(node: ir.Node, source: Channels) -> Channels:
     """An output channel is fixed when what it reads is, or enters with weights that are float noise."""
-    reach = np.abs(channel_weights(node)).sum(2)
-    low, high = (per_output(node, np.where(source.is_fixed, bound, 0.0)) for bound in (source.low, source.high))
-    smallest, largest = window_sums(node)
-    corners = np.stack([smallest * low, smallest * high, largest * low, largest * high])
+    low, high, gain = (
+        per_output(node, each)
+        for each in (
+            np.where(source.is_fixed, source.low, 0.0),
+            np.where(source.is_fixed, source.high, 0.0),
+            source.gain,
+        )
+    )
+    lowest, highest, doubt = [], [], []
+    for rows in row_parts(node):
+        reach = np.abs(channel_weights(node, rows)).sum(2)
+        doubt.append((reach * _of(gain, rows)).sum(1))
+        smallest, largest = window_sums(node, rows)
+        corners = np.stack([each * _of(bound, rows) for each in (smallest, largest) for bound in (low, high)])
+        lowest.append(corners.min(0).sum(1))
+        highest.append(corners.max(0).sum(1))
     bias = bias_of(node)
-    doubt = (reach * per_output(node, source.gain)).sum(1) / strongest(node, source)
-    return _checked(bias + corners.min(0).sum(1), bias + corners.max(0).sum(1), doubt)
+    return _checked(
+        bias + np.concatenate(lowest), bias + np.concatenate(highest), np.concatenate(doubt) / strongest(node, source)
+    )
+
+
+def _of(vector: Vector, rows: slice) -> Vector:
+    """What the rows read, of [out or 1, in]."""
+    return vector if len(vector) == 1 else vector[rows]
 
 
 def strongest(node: ir.Node, source: Channels) -> float:
     """The largest sum of |weights| of an output channel, over what depends on the input where there is such."""
-    reach, is_live = np.abs(channel_weights(node)).sum(2), per_output(node, (~source.is_fixed).astype(np.float64))
-    return float((reach * is_live).sum(1).max() or reach.sum(1).max() or 1.0)
+    is_live = per_output(node, (~source.is_fixed).astype(np.float64))
+    sums = []
+    for rows in row_parts(node):
+        reach = np.abs(channel_weights(node, rows)).sum(2)
+        sums.append(((reach * _of(is_live, rows)).sum(1).max(), reach.sum(1).max()))
+    return float(max(live for live, _ in sums) or max(each for _, each in sums) or 1.0)
 
 
-def channel_weights(node: ir.Node) -> Vector:
-    """Weights of a Conv or Gemm as float64 [out, in of one group, taps]."""
+def row_parts(node: ir.Node) -> list[slice]:
+    """Output channels that are looked at together: of a huge layer few, so that what is made of them stays small."""
+    shape = shape_of(node.inputs[1]) or (1,)
+    step = max(1, PART // max(1, math.prod(shape[1:])))
+    return [slice(first, first + step) for first in range(0, shape[0], step)]
+
+
+def channel_weights(node: ir.Node, rows: slice = slice(None)) -> Vector:
+    """Weights of some output channels of a Conv or Gemm as float64 [out, in of one group, taps]."""
     weights = constant(operand(node, 1))
     assert weights is not None
-    return weights.astype(np.float64).reshape(*weights.shape[:2], -1)
+    return weights[rows].astype(np.float64).reshape(-1, weights.shape[1], math.prod(weights.shape[2:]))
 
 
-def window_sums(node: ir.Node) -> tuple[Vector, Vector]:
+def window_sums(node: ir.Node, rows: slice = slice(None)) -> tuple[Vector, Vector]:
     """The smallest and largest sum of a kernel's weights over the taps that lie inside the input, over all positions.
 
     Returns:
         Two float64 [out, in of one group], the same array where nothing is padded.
     """
     if not pads(node):
-        total = channel_weights(node).sum(2)
+        total = channel_weights(node, rows).sum(2)
         return total, total
     weights = constant(operand(node, 1))
     assert weights is not None
-    sums = weights.astype(np.float64)
+    sums = weights[rows].astype(np.float64)
     for axis, taps in enumerate(weights.shape[2:]):
         inside = _inside(node, axis, taps)
         # Consumes axis 2, the next spatial one, and appends the kinds of positions along it.
         sums = np.tensordot(sums, inside, ([2], [1]))
-    flat = sums.reshape(*weights.shape[:2], -1)
+    flat = sums.reshape(*sums.shape[:2], -1)
     return flat.min(2), flat.max(2)
 
 

@@ -26,8 +26,8 @@ from passes.walk import Inputs, walk
 
 TAPS_MAX = 8192
 """Weights that one output channel may have: the covariance of its inputs has the square of that."""
-WIDE_TAPS_MAX = 1024
-"""The same where codes are wide: to choose them takes minutes in larger layers and gains tenths of a decibel."""
+WIDE_MAX = 1 << 17
+"""Weights that a layer of wide codes may have: to choose them takes minutes in larger ones, and gains little."""
 SPILL = 256 * 2**20
 """Bytes of responses that are held in memory; more goes to a temporary file."""
 
@@ -189,7 +189,7 @@ class Reconstruct(Rewrite):
     def _layer(self, node: ir.Node, layer: Layer, inputs: Inputs, notes: Notes) -> None:
         name = str(node.name)
         aim, recipe = self._aims[name], self._recipes.get(name, Uniform())
-        if layer.taps > TAPS_MAX or (layer.taps > WIDE_TAPS_MAX and _is_wide(recipe)):
+        if layer.taps > TAPS_MAX or (aim.weights.size > WIDE_MAX and _is_wide(recipe)):
             if not isinstance(recipe, Uniform):
                 reason = f"{recipe.name}: its channels have {layer.taps} weights each; it is W8 instead"
                 self._fall_back(node, reason, notes)

@@ -25,6 +25,7 @@ from passes.constant_channels import (
     is_dense,
     is_depthwise,
     pads,
+    row_parts,
     strongest,
     why_not,
 )
@@ -138,13 +139,13 @@ def _settle(graph: ir.Graph, plan: _Plan) -> None:
 
 def _refused(node: ir.Node, source: Channels) -> tuple[Mask, str]:
     """Input channels that a dense layer needs, and why constant ones are among them."""
-    reach = np.abs(channel_weights(node)).sum(2)
-    is_negligible = source.doubt * reach.max(0) <= NOISE * strongest(node, source)
+    reach = np.max([np.abs(channel_weights(node, rows)).sum(2).max(0) for rows in row_parts(node)], axis=0)
+    is_negligible = source.doubt * reach <= NOISE * strongest(node, source)
     if pads(node):
         can_go, reason = source.is_constant & (source.low == 0), f"node {node.name!r} pads with 0, not with their value"
     else:
         can_go, reason = source.is_constant, f"node {node.name!r} amplifies them"
-    return ~((can_go & is_negligible) | (reach == 0).all(0)), reason
+    return ~((can_go & is_negligible) | (reach == 0)), reason
 
 
 def _ties(node: ir.Node) -> Iterator[_Tie]:
@@ -221,7 +222,8 @@ def _shrink_linear(node: ir.Node, source: ir.Value, plan: _Plan) -> None:
     if is_dense(node) and unread.any():
         known = plan.known[source]
         values = np.where(known.is_constant, known.low, 0.0)[unread]  # else the weights are 0
-        bias = bias_of(node) + (channel_weights(node)[:, unread].sum(2) * values).sum(1)
+        parts = [channel_weights(node, rows)[:, unread] for rows in row_parts(node)]
+        bias = bias_of(node) + np.concatenate([(part.sum(2) * values).sum(1) for part in parts])
         weights = weights[:, ~unread]
     else:
         bias = bias_of(node)

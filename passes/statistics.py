@@ -293,7 +293,7 @@ def in_order(make: Callable[[int], Made], count: int) -> Iterator[Made]:
         ahead: deque[Future[Made]] = deque()
         for index in range(count):
             ahead.append(pool.submit(make, index))
-            if len(ahead) > WORKERS:
+            if len(ahead) == WORKERS:  # more would hold more samples' values in memory
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()

@@ -26,6 +26,8 @@ BIAS_EXPONENT = 5
 """A bias is most often a multiple of its output's scale / 2**5; the container keeps the difference to this."""
 BIAS_EXPONENT_MAX = 12
 SHIFT_USUAL = 24
+LARGE_BYTES = 1 << 20
+"""Of the tensors of a file: in a larger one few symbols are coded one by one."""
 _LATER = (Role.WEIGHT_SCALE, Role.BIAS_SCALE, Role.BIAS)
 
 
@@ -138,6 +140,11 @@ def _bias_steps(codes: Integers, scales: _Scales) -> tuple[int, Integers] | None
     return None
 
 
+def _is_large(items: list[Item]) -> bool:
+    """Whether speed matters more than what the first symbols teach."""
+    return sum(item.tensor.bytes for item in items) > LARGE_BYTES
+
+
 # Encoding
 
 
@@ -150,7 +157,7 @@ class TensorWriter:
 
     def __init__(self, items: list[Item], raws: list[bytes]) -> None:
         self._items, self._raws = items, raws
-        self._encoder, self._known = Encoder(), _Known(items)
+        self._encoder, self._known = Encoder(is_large=_is_large(items)), _Known(items)
         self._median = 0
         self._settings: list[int] = []
         self.raw = bytearray()
@@ -207,7 +214,7 @@ class TensorWriter:
         is_whole = arrays.from_integers(values, item.tensor.data_type) == raw
         if not is_whole or (values.size and max(int(values.max()), -int(values.min())) > INT32_MAX):
             return 1, lambda: self.raw.extend(raw)
-        return 0, lambda: self._array(item, values)
+        return 0, lambda: self._array(item, self._integers(item))  # not `values`: all at once would be too large
 
     def _integers(self, item: Item) -> Integers:
         return arrays.to_integers(self._raws[item.number], item.tensor.data_type, item.tensor.elements)
@@ -218,7 +225,7 @@ class TensorWriter:
             found, counts = np.unique(values, return_counts=True)
             offset = int(found[counts.argmax()])
             self._setting(offset)
-        shaped = (values - offset).reshape(arrays.rows_of(tensor))
+        shaped = (values - offset if offset else values).reshape(arrays.rows_of(tensor))
         self._encoder.write(shaped, int(item.assigned.bank), arrays.kernel_of(tensor))
 
     def _steps(self, exponent: int, counts: Integers) -> None:
@@ -283,7 +290,7 @@ class TensorReader:
     """
 
     def __init__(self, items: list[Item], coded: bytes, raw: bytes) -> None:
-        self._items, self._decoder, self._raw = items, Decoder(coded), raw
+        self._items, self._raw, self._decoder = items, raw, Decoder(coded, is_large=_is_large(items))
         self._known = _Known(items)
         self._found: dict[int, bytes] = {}
         self._median = self._taken = 0

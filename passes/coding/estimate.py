@@ -15,6 +15,8 @@ _LARGEST = 255
 _MAGNITUDE_COST = 0.38
 _SIGN_COST = 0.5
 _START_BITS = 8.0
+_SEEN = 1 << 18
+"""Of a larger array, the first rows stand for all."""
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -26,7 +28,7 @@ def code_bits(values: NDArray[np.integer], kernel: tuple[int, ...] = ()) -> floa
     The empirical entropy of magnitudes and of signs, each in a context like the coder's, and what it costs to learn
     those distributions. On weights of trained networks at 3 to 8 bits it is within 3 % from 1,000 symbols on (1 % in
     the mean), and within 5 % on sparse ones; arrays that follow others in one stream cost less, since the coder has
-    learned already.
+    learned already. Of arrays of more than 2**18 symbols, the first rows are looked at.
 
     Args:
         values: Integers within int32, [rows, columns].
@@ -34,6 +36,8 @@ def code_bits(values: NDArray[np.integer], kernel: tuple[int, ...] = ()) -> floa
     """
     if values.size == 0:
         return 0.0
+    if (rows := max(1, _SEEN // values.shape[1])) < len(values):
+        return code_bits(values[:rows], kernel) * len(values) / rows
     clipped = np.clip(values.astype(np.int64), -_LARGEST, _LARGEST).astype(np.float64)
     near = _neighbours(clipped, kernel)
     size = np.abs(clipped)

@@ -17,7 +17,7 @@ MODELS = 8
 """Banks of adaptive states: arrays of one kind share a bank."""
 
 _SCALAR_LEAST = 1 << 14
-_SCALAR_TOTAL = 300_000
+_SCALAR_TOTAL, _SCALAR_TOTAL_OF_LARGE = 300_000, 1 << 15
 """Smaller arrays, and the first so many symbols, are coded one by one: fewer bytes, in seconds. The rest is laned."""
 _TRAILER = 4
 
@@ -186,9 +186,14 @@ def _sign(value: int) -> int:
 
 
 class Encoder:
-    """Writes arrays and strings one after the other; what one teaches serves the next of its kind."""
+    """Writes arrays and strings one after the other; what one teaches serves the next of its kind.
 
-    def __init__(self) -> None:
+    Args:
+        is_large: Whether so much will come that the first symbols matter less than the time that they take.
+    """
+
+    def __init__(self, *, is_large: bool = False) -> None:
+        self._scalars = _scalars(is_large)
         self._coder = BitEncoder()
         self._models: dict[int, _Model] = {}
         self._lanes: dict[int, LaneModel] = {}
@@ -213,7 +218,7 @@ class Encoder:
             return
         if int(values.min()) < -(1 << 31) or int(values.max()) >= 1 << 31:
             raise CodingError("values must be within int32")
-        if _laned(values.size, self._written):
+        if _laned(values.size, self._written, self._scalars):
             lanes = self._lanes.setdefault(_checked(model), LaneModel())
             self._blocks += encode_lanes(values, kernel, lanes)
             return
@@ -239,12 +244,16 @@ class Encoder:
 class Decoder:
     """Reads what an `Encoder` wrote; the reads must be those writes, in their order.
 
+    Args:
+        data: What `Encoder.finish` gave.
+        is_large: As the `Encoder` was told.
+
     Raises:
         CodingError: From any read, where the data is damaged and the damage shows.
     """
 
-    def __init__(self, data: bytes) -> None:
-        self._data = data
+    def __init__(self, data: bytes, *, is_large: bool = False) -> None:
+        self._data, self._scalars = data, _scalars(is_large)
         self._coder = BitDecoder(data)
         self._models: dict[int, _Model] = {}
         self._lanes: dict[int, LaneModel] = {}
@@ -256,7 +265,7 @@ class Decoder:
         """The next array, int32 [rows, columns]; the arguments are those of its `Encoder.write`."""
         if rows * columns == 0:
             return np.zeros((rows, columns), np.int32)
-        if _laned(rows * columns, self._read):
+        if _laned(rows * columns, self._read, self._scalars):
             return self._read_laned(rows, columns, model, kernel)
         self._read += rows * columns
         coded = model_of(self._models, model, self._coder).code(None, rows, columns, kernel)
@@ -308,9 +317,14 @@ def _checked(model: int) -> int:
     return model
 
 
-def _laned(size: int, written: int) -> bool:
+def _scalars(is_large: bool) -> int:
+    """Symbols that a stream codes one by one."""
+    return _SCALAR_TOTAL_OF_LARGE if is_large else _SCALAR_TOTAL
+
+
+def _laned(size: int, written: int, scalars: int) -> bool:
     """Whether an array goes to the lanes, of a stream that has coded `written` symbols one by one."""
-    return size >= _SCALAR_LEAST and written + size > _SCALAR_TOTAL
+    return size >= _SCALAR_LEAST and written + size > scalars
 
 
 def encode(values: NDArray[np.integer], kernel: tuple[int, ...] = ()) -> bytes:

@@ -286,7 +286,7 @@ def test_channels_with_very_many_weights_are_rounded_to_the_nearest(monkeypatch:
 
 def test_wide_codes_of_many_weights_are_rounded_to_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     nearest = codes(made(config=replace(PLAIN, reconstruct=False)).model)
-    monkeypatch.setattr(reconstruct, "WIDE_TAPS_MAX", 149)
+    monkeypatch.setattr(reconstruct, "WIDE_MAX", 10 * 150 - 1)
     result = made(Uniform(8))
     np.testing.assert_array_equal(codes(result.model)["y"][0], nearest["y"][0])
     assert "y" not in result.losses

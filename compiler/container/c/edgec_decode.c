@@ -22,6 +22,7 @@ enum {
     BIAS_EXPONENT = 5,
     BIAS_EXPONENT_MAX = 12,
     SHIFT_USUAL = 24,
+    LARGE_BYTES = 1 << 20,
     SHIFT_MAX = 47,
     STEP_MAX = 400,
     FLOAT = 1,
@@ -971,7 +972,7 @@ static edgec_status read_text(decoder *d, const uint8_t *graph, size_t size)
 static edgec_status read_long_text(decoder *d, const uint8_t *graph, size_t size)
 {
     uint64_t rows = ((uint64_t)d->skeleton_bytes + ROW_BYTES - 1) / ROW_BYTES;
-    edgec_symbols_open(d->symbols, graph, size);
+    edgec_symbols_open(d->symbols, graph, size, 0);
     TRY(read_values(d, rows, ROW_BYTES, WORD_BANK));
     CHECK(edgec_symbols_finish(d->symbols) == EDGEC_SYMBOLS_OK);
     d->decoded = allocated(d->skeleton_bytes, 1);
@@ -1025,7 +1026,7 @@ static edgec_status decode(decoder *d, const uint8_t *data, const header *head)
             return EDGEC_NO_MEMORY;
         TRY(index_names(d));
         assign_roles(d);
-        edgec_symbols_open(d->symbols, coded, (size_t)head->parts[1]);
+        edgec_symbols_open(d->symbols, coded, (size_t)head->parts[1], total > LARGE_BYTES);
         d->rest = coded + head->parts[1];
         d->rest_bytes = (size_t)head->parts[2];
         TRY(read_tensors(d));

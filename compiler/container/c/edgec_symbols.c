@@ -168,6 +168,7 @@ enum {
     GUESS_LIMIT = 1 << 17,
     SCALAR_LEAST = 1 << 14,
     SCALAR_TOTAL = 300000,
+    SCALAR_TOTAL_OF_LARGE = 1 << 15,
     TRAILER = 4,
     LANE_SYMBOLS = 1 << 11,
     CHANNELS_LEAST = 16,
@@ -184,8 +185,9 @@ enum {
 
 typedef char slots_are_those_of_the_header[LOW + 32 == EDGEC_SYMBOLS_SLOTS ? 1 : -1];
 
-void edgec_symbols_open(edgec_symbols *symbols, const uint8_t *data, size_t size)
+void edgec_symbols_open(edgec_symbols *symbols, const uint8_t *data, size_t size, int is_large)
 {
+    symbols->scalars = is_large ? SCALAR_TOTAL_OF_LARGE : SCALAR_TOTAL;
     bits_open(&symbols->bits, data, size);
     for (int i = 0; i < EDGEC_SYMBOLS_BANKS; i++)
         symbols->banks[i].used = 0;
@@ -331,7 +333,7 @@ edgec_symbols_status edgec_symbols_read(edgec_symbols *symbols, int32_t *values,
         period > 0x3FFFFFFF)
         return EDGEC_SYMBOLS_ARGUMENT;
     uint64_t size = (uint64_t)rows * columns;
-    if (size >= SCALAR_LEAST && symbols->read + size > SCALAR_TOTAL)
+    if (size >= SCALAR_LEAST && symbols->read + size > symbols->scalars)
         return laned_read(symbols, values, rows, columns, bank_number, period, width, sums);
     symbols->read += size;
     edgec_bank *bank = &symbols->banks[bank_number];

@@ -65,7 +65,7 @@ typedef struct {
     edgec_lane_bank lane_banks[EDGEC_SYMBOLS_BANKS];
     edgec_lanes lanes;
     size_t begin, next, end;
-    uint64_t read;
+    uint64_t read, scalars;
     int laned;
 } edgec_symbols;
 
@@ -79,8 +79,8 @@ typedef struct {
     uint32_t word, previous_word, number, previous_number;
 } edgec_text;
 
-/* Begin with the stream data[0..size), which must outlive the decoder. */
-void edgec_symbols_open(edgec_symbols *symbols, const uint8_t *data, size_t size);
+/* Begin with the stream data[0..size), which must outlive the decoder; is_large is that of the Python Encoder. */
+void edgec_symbols_open(edgec_symbols *symbols, const uint8_t *data, size_t size, int is_large);
 
 /* The next array into values[rows * columns], row after row.
 

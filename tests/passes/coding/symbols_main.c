@@ -29,7 +29,7 @@ static void arrays(edgec_symbols *symbols)
     size_t size = number();
     uint8_t *stream = data(size);
     edgec_symbols_status status = EDGEC_SYMBOLS_OK;
-    edgec_symbols_open(symbols, stream, size);
+    edgec_symbols_open(symbols, stream, size, 0);
     size_t count = number();
     for (size_t i = 0; i < count; i++) {
         size_t rows = number(), columns = number(), bank = number(), period = number(), width = number();
@@ -60,7 +60,7 @@ static void lanes(edgec_symbols *symbols)
     uint64_t *sums = malloc((columns + 1) * sizeof *sums);
     if (!values || !sums)
         exit(2);
-    edgec_symbols_open(symbols, stream, size);
+    edgec_symbols_open(symbols, stream, size, 0);
     edgec_symbols_status status = edgec_lanes_read(&symbols->lanes, &symbols->lane_banks[0], stream, size, &taken,
                                                    values, rows, columns, period, width, sums);
     for (size_t j = 0; j < rows * columns && status == EDGEC_SYMBOLS_OK; j++)
