@@ -179,6 +179,6 @@ def test_500_mutated_containers_do_no_harm(fuzzer: Path, tmp_path: Path) -> None
     fuzz(fuzzer, tmp_path, 1, 500)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_10000_mutated_containers_do_no_harm(fuzzer: Path, tmp_path: Path) -> None:
     fuzz(fuzzer, tmp_path, 2, 10000)
