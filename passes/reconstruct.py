@@ -287,8 +287,8 @@ class Reconstruct(Rewrite):
 
 
 def _is_wide(recipe: Recipe) -> bool:
-    """Whether its codes are so wide that rounding to the nearest is hardly worse than any other."""
-    return isinstance(recipe, Uniform) and recipe.bits >= WIDE_BITS
+    """Whether its codes are the nearest, or so wide that others are hardly better."""
+    return isinstance(recipe, Uniform) and (recipe.is_nearest or recipe.bits >= WIDE_BITS)
 
 
 def _followed(weights: NDArray[np.float64], moments: Moments, hessian: NDArray[np.float64]) -> NDArray[np.float64]:

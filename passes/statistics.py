@@ -267,7 +267,9 @@ def spread_rows(total: int, limit: int) -> NDArray[np.int64]:
     return np.unique(np.linspace(0, total - 1, min(limit, total)).round().astype(np.int64))
 
 
-def run(model: ir.Model, samples: Arrays, names: Iterable[str]) -> Iterator[dict[str, NDArray[np.float32]]]:
+def run(
+    model: ir.Model, samples: Arrays, names: Iterable[str], workers: int = WORKERS
+) -> Iterator[dict[str, NDArray[np.float32]]]:
     """The named values of `model`, sample after sample, each [1, ...]. A graph input is a name like any other."""
     wanted = list(names)
     inputs = [value.name for value in model.graph.inputs]
@@ -280,20 +282,20 @@ def run(model: ir.Model, samples: Arrays, names: Iterable[str]) -> Iterator[dict
         fed = {name: feed[name].astype(np.float32) for name in wanted if name in inputs}
         return {**fed, **dict(zip(computed, outputs, strict=True))}
 
-    yield from in_order(row, count(samples))
+    yield from in_order(row, count(samples), workers)
 
 
 Made = TypeVar("Made")
 
 
-def in_order(make: Callable[[int], Made], count: int) -> Iterator[Made]:
-    """make(0), make(1) ... make(count - 1), WORKERS of them at work ahead of the reader."""
-    pool = ThreadPoolExecutor(WORKERS)
+def in_order(make: Callable[[int], Made], count: int, workers: int = WORKERS) -> Iterator[Made]:
+    """make(0), make(1) ... make(count - 1), so many of them at work ahead of the reader."""
+    pool = ThreadPoolExecutor(workers)
     try:
         ahead: deque[Future[Made]] = deque()
         for index in range(count):
             ahead.append(pool.submit(make, index))
-            if len(ahead) == WORKERS:  # more would hold more samples' values in memory
+            if len(ahead) == workers:  # more would hold more samples' values in memory
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
@@ -337,7 +339,7 @@ def sqnr(
     pairs = quantized_points(quantized_model)
     sums = dict.fromkeys(pairs, _Noise())
     total = count(samples)
-    runs = zip(run(float_model, samples, pairs), run(quantized_model, samples, pairs.values()), strict=True)
+    runs = zip(run(float_model, samples, pairs, 1), run(quantized_model, samples, pairs.values(), 1), strict=True)
     for done, (exact, quantized) in enumerate(runs, 1):
         for name, dequantized in pairs.items():
             sums[name] = sums[name].add(_by_channel(exact[name]), _by_channel(quantized[dequantized]))
