@@ -18,14 +18,16 @@ from tests.support.shared import shared
 
 ZOO = ("dtln_model_1", "fastestdet", "go1_policy", "mnist_8", "super_resolution_10", "ultraface_rfb320")
 TINY = ("autoencoder_ad", "dscnn_kws", "mobilenet_vww", "resnet8", "streaming_wakeword")
-LARGE = ("bvlc_alexnet", "vgg19", "zfnet512")
+LARGE = tuple(name for name in NAMES if name not in ("shufflenet", "squeezenet"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_zoo_model(tmp_path: Path, name: str) -> None:
     _holds(shared("zoo", f"{name}.onnx"), tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_mlperf_tiny_model(tmp_path: Path, name: str) -> None:
     _holds(shared("models", f"mlperf_tiny_{name}.onnx"), tmp_path)
