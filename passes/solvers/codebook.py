@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from passes.solvers.gptq import sweep
-from passes.solvers.hessian import Matrix, Vector
+from passes.solvers.hessian import Matrix, Vector, Walk
 
 Indices = NDArray[np.int64]
 Stack = NDArray[np.float64]
@@ -179,13 +179,14 @@ def _depths(low: int, high: int, source: Indices, first: int) -> Iterator[tuple[
         left, right = np.stack([left, middle + 1], 1).ravel(), np.stack([middle - 1, right], 1).ravel()
 
 
-def assign(weights: Matrix, hessian: Matrix, levels: Matrix) -> Indices:
+def assign(weights: Matrix, hessian: Matrix, levels: Matrix, walk: Walk | None = None) -> Indices:
     """Which level each weight takes, by the GPTQ sweep and a descent that never makes the loss larger.
 
     Args:
         weights: float64 [rows, taps].
         hessian: Damped H.
         levels: float64 [rows, k], or [1, k] where all rows share them.
+        walk: Along H, where it is known.
 
     Returns:
         int64 [rows, taps].
@@ -196,7 +197,7 @@ def assign(weights: Matrix, hessian: Matrix, levels: Matrix) -> Indices:
         chosen[:, tap] = np.abs(values[:, None] - levels).argmin(axis=1)
         return _looked_up(levels, chosen[:, tap])
 
-    sweep(weights, hessian, column)
+    sweep(weights, hessian, column, walk)
     return polish(weights, chosen, hessian, levels)
 
 

@@ -9,19 +9,19 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from passes.solvers.hessian import Matrix, Vector, inverse_factor
+from passes.solvers.hessian import Matrix, Vector, Walk
 
 Column: TypeAlias = Callable[[Vector, int, float], Vector]
 """(values [rows], tap, what a squared error of this tap costs once the taps behind it have made good) -> new values."""
 
 BLOCK = 128
 SWEEPS_MAX = 16
-WHOLE, POLISH_BLOCK = 1 << 18, 64
+WHOLE, POLISH_BLOCK = 1 << 14, 64
 """Layers of more weights are polished in blocks of so many columns."""
 _FRACTIONS = np.linspace(1.0, 0.35, 40)
 
 
-def sweep(weights: Matrix, hessian: Matrix, column: Column) -> Matrix:
+def sweep(weights: Matrix, hessian: Matrix, column: Column, walk: Walk | None = None) -> Matrix:
     """Replace the columns of `weights` one by one, most active input first, and compensate in the others.
 
     q_j = column(w_j); e = (w_j - q_j) / U_jj; w_k -= e U_jk for all k behind j, in blocks of 128 columns.
@@ -30,13 +30,15 @@ def sweep(weights: Matrix, hessian: Matrix, column: Column) -> Matrix:
         weights: float64 [rows, taps].
         hessian: Damped H, float64 [taps, taps].
         column: Rounds, prunes, or both.
+        walk: Along H, where it is known.
 
     Returns:
         float64 [rows, taps], made of what `column` returned.
 
     Source: Frantar et al., GPTQ, ICLR 2023, algorithm 1, with the order of descending H_jj.
     """
-    order, upper = _order_and_factor(hessian)
+    walk = walk or Walk.along(hessian)
+    order, upper = walk.order, walk.upper
     work, result = weights[:, order].copy(), np.empty_like(weights)
     taps = work.shape[1]
     for start in range(0, taps, BLOCK):
@@ -50,18 +52,6 @@ def sweep(weights: Matrix, hessian: Matrix, column: Column) -> Matrix:
             work[:, j + 1 : end] -= errors[:, j - start, None] * upper[j, j + 1 : end]
         work[:, end:] -= errors @ upper[start:end, end:]
     return result
-
-
-def pivots(hessian: Matrix) -> Vector:
-    """What a squared error of each tap costs in the sweep, in its order: 1 / U_jj^2, float64 [taps]."""
-    _, upper = _order_and_factor(hessian)
-    return np.asarray(np.diagonal(upper) ** -2.0)
-
-
-def _order_and_factor(hessian: Matrix) -> tuple[NDArray[np.intp], Matrix]:
-    """Taps from the most active input on, and U with H^-1 = U^T U in this order."""
-    order = np.argsort(-np.diagonal(hessian), kind="stable")
-    return order, inverse_factor(hessian[np.ix_(order, order)])
 
 
 def mse_scales(weights: Matrix, limit: int, hessian_diagonal: Vector | None = None) -> Vector:
@@ -128,6 +118,7 @@ def gptq(
     importance: Vector | None = None,
     rate: Rate | None = None,
     keep: NDArray[np.bool_] | None = None,
+    walk: Walk | None = None,
 ) -> Matrix:
     """Integer codes of `weights` by the GPTQ sweep, float64 [rows, taps].
 
@@ -139,6 +130,7 @@ def gptq(
         importance: What a row's loss counts, float64 [rows]; matters with `rate` alone.
         rate: Lets a code that is cheaper to store win where it costs less than it saves.
         keep: bool [rows, taps]; codes elsewhere are 0, and compensated.
+        walk: Along H, where it is known.
     """
 
     def column(values: Vector, tap: int, cost: float) -> Vector:
@@ -151,7 +143,7 @@ def gptq(
             chosen = np.where(keep[:, tap], chosen, 0.0)
         return chosen * scale
 
-    return np.rint(sweep(weights, hessian, column) / scale[:, None])
+    return np.rint(sweep(weights, hessian, column, walk) / scale[:, None])
 
 
 def cheapest(exact: Vector, nearest: Vector, weight: Vector, rate: Rate) -> Vector:
@@ -196,10 +188,11 @@ def polish(
     # Tap by tap, so everything lies tap by tap: [taps, rows].
     q, low, high, free = (np.array(each.T, order="C") for each in (codes, low, high, free))
     each = np.ones(len(codes)) if weight is None else weight
+    result, rows = q.copy(), np.arange(len(codes))
     # The slopes of a large layer outside of the block are brought up to date at its end, all at once.
     width = len(q) if q.size <= WHOLE else POLISH_BLOCK
     for _ in range(sweeps):
-        has_moved = False
+        has_moved = np.zeros(len(rows), np.bool_)
         for start in range(0, len(q), width):
             end = min(start + width, len(q))
             before, near = q[start:end].copy(), slope[start:end]
@@ -211,15 +204,20 @@ def polish(
                     new = _if_better(new, q[tap], best, each * variance[tap], rate)
                 step = np.where(free[tap], new - q[tap], 0.0)
                 if step.any():
-                    has_moved = True
+                    has_moved |= step != 0
                     q[tap] += step
                     near += hessian[tap, start:end, None] * step
-            moved = q[start:end] - before
-            slope[:start] += hessian[:start, start:end] @ moved
-            slope[end:] += hessian[end:, start:end] @ moved
-        if not has_moved:
+            if width < len(q):
+                moved = q[start:end] - before
+                slope[:start] += hessian[:start, start:end] @ moved
+                slope[end:] += hessian[end:, start:end] @ moved
+        result[:, rows] = q
+        if not has_moved.any():
             break
-    return np.ascontiguousarray(q.T)
+        # Rows do not know of each other: one in which nothing moved is done.
+        q, slope, low, high, free = (np.ascontiguousarray(some[:, has_moved]) for some in (q, slope, low, high, free))
+        each, rows = each[has_moved], rows[has_moved]
+    return np.ascontiguousarray(result.T)
 
 
 def _if_better(new: Vector, old: Vector, best: Vector, weight: Vector, rate: Rate) -> Vector:

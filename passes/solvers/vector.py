@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from passes.solvers.codebook import Indices, Stack
-from passes.solvers.hessian import Matrix, Vector, inverse_factor
+from passes.solvers.hessian import Matrix, Vector, Walk
 
 POINTS_MAX = 1 << 15
 """Sub-vectors that the clustering looks at; evenly spaced where there are more."""
@@ -125,7 +125,9 @@ def nearest(points: Matrix, centres: Matrix, extra: Matrix | None = None) -> Ind
     return found
 
 
-def assign(weights: Matrix, hessian: Matrix, entries: Matrix, extra: Matrix | None = None) -> Indices:
+def assign(
+    weights: Matrix, hessian: Matrix, entries: Matrix, extra: Matrix | None = None, walk: Walk | None = None
+) -> Indices:
     """Which entry each sub-vector takes: block after block, the blocks behind make good for what one errs.
 
     Block b costs |(w_b - c) U_bb^-1|**2 after that, with H^-1 = U^T U; the most active block is first.
@@ -135,6 +137,7 @@ def assign(weights: Matrix, hessian: Matrix, entries: Matrix, extra: Matrix | No
         hessian: Damped H.
         entries: float64 [k, d], d a divisor of taps.
         extra: What each entry costs beside its error, float64 [rows, k].
+        walk: Along H in blocks of d, where it is known.
 
     Returns:
         int64 [rows, taps / d].
@@ -142,13 +145,10 @@ def assign(weights: Matrix, hessian: Matrix, entries: Matrix, extra: Matrix | No
     Source: van Baalen et al., GPTVQ, 2024, section 3.2: the GPTQ sweep with a codebook of vectors.
     """
     dimension = entries.shape[1]
-    blocks = np.arange(weights.shape[1]).reshape(-1, dimension)
-    order = np.argsort(-np.diagonal(hessian)[blocks].sum(axis=1), kind="stable")
-    taps = blocks[order].ravel()
-    upper = inverse_factor(hessian[np.ix_(taps, taps)])
-    work = weights[:, taps].copy()
-    chosen = np.empty((len(weights), len(blocks)), np.int64)
-    for place, block in enumerate(order):
+    walk = walk or Walk.along(hessian, dimension)
+    upper, work = walk.upper, weights[:, walk.order]
+    chosen = np.empty((len(weights), weights.shape[1] // dimension), np.int64)
+    for place, block in enumerate(walk.order[::dimension] // dimension):
         here, behind = slice(place * dimension, (place + 1) * dimension), slice((place + 1) * dimension, None)
         whiten = np.linalg.inv(upper[here, here])
         values, levels = work[:, here] @ whiten, entries @ whiten
