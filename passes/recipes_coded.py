@@ -272,8 +272,8 @@ class Vector:
 
     def _chosen(self, target: Problem, entries: Matrix, prices: NDArray[np.float64]) -> Indices:
         found = []
-        walks = target.walks(self.dimension)
-        for weights, hessian, weight, walk in zip(target.weights, target.hessian, target.importance, walks, strict=True):
+        layer = zip(target.weights, target.hessian, target.importance, target.walks(self.dimension), strict=True)
+        for weights, hessian, weight, walk in layer:
             extra = prices / weight[:, None] if prices.any() else None
             swept = vector.assign(weights, hessian, entries, extra, walk)
             found.append(vector.polish(weights, swept, hessian, entries, extra))

@@ -19,6 +19,8 @@ BINS = 2048
 LLOYD_ROUNDS = 50
 POLISH_SWEEPS = 8
 REFIT_ROUNDS = 20
+REFIT_SHARE = 1e-8
+"""Of the pull on the entries, squared, below which no integer entry moves any more."""
 REFIT_WORK = 1 << 32
 """Multiplications that a refit may take."""
 
@@ -261,7 +263,7 @@ def refit(
     found = entries.copy()
     residual = pulled(target - spread(found))
     direction, energy = residual.copy(), float((residual**2).sum())
-    smallest = 1e-20 * energy
+    smallest = REFIT_SHARE * energy
     for _ in range(min(REFIT_ROUNDS, max(1, REFIT_WORK // max(groups * rows * taps**2, 1)))):
         curved = pulled(spread(direction))
         curvature = float((direction * curved).sum())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
@@ -95,8 +96,40 @@ class Rate:
 
     def cost(self, codes: NDArray[np.float64]) -> NDArray[np.float64]:
         """price * bits of integers in -limit..limit."""
+        return self._prices[codes.astype(np.intp) + len(self.bits) // 2]
+
+    @cached_property
+    def _prices(self) -> Vector:
+        return self.price * self.bits
+
+    @cached_property
+    def _nearer_prices(self) -> Vector:
+        """Of the code next to each one on the way to 0."""
         limit = len(self.bits) // 2
-        return np.asarray(self.price * self.bits[codes.astype(np.int64) + limit])
+        codes = np.arange(-limit, limit + 1)
+        return self._prices[codes - np.sign(codes) + limit]
+
+    def cheapest(
+        self, exact: NDArray[np.float64], nearest: NDArray[np.float64], weight: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of the nearest integer, the next one towards 0 and 0: the one with the least weighted error plus rate.
+
+        Args:
+            exact: What is to be rounded, any shape.
+            nearest: The nearest integers in -limit..limit.
+            weight: Of a squared error.
+
+        Returns:
+            The integers, and their weighted error plus rate.
+        """
+        limit = len(self.bits) // 2
+        place = nearest.astype(np.intp) + limit
+        cost = weight * np.square(exact - nearest) + self._prices[place]
+        nearer = nearest - np.sign(nearest)
+        other = weight * np.square(exact - nearer) + self._nearer_prices[place]
+        chosen, cost = np.where(other < cost, nearer, nearest), np.minimum(cost, other)
+        other = weight * np.square(exact) + self._prices[limit]
+        return np.where(other < cost, 0.0, chosen), np.minimum(cost, other)
 
 
 def code_lengths(codes: NDArray[np.float64], limit: int) -> Vector:
@@ -138,19 +171,12 @@ def gptq(
         chosen = np.clip(np.rint(exact), -limit, limit)
         if rate is not None:
             weight = cost * np.square(scale) * (1.0 if importance is None else importance)
-            chosen = cheapest(exact, chosen, weight, rate)
+            chosen, _ = rate.cheapest(exact, chosen, weight)
         if keep is not None:
             chosen = np.where(keep[:, tap], chosen, 0.0)
         return chosen * scale
 
     return np.rint(sweep(weights, hessian, column, walk) / scale[:, None])
-
-
-def cheapest(exact: Vector, nearest: Vector, weight: Vector, rate: Rate) -> Vector:
-    """Of the nearest integer, the next one towards 0 and 0: the one with the least weighted error plus rate."""
-    candidates = np.stack([nearest, nearest - np.sign(nearest), np.zeros_like(nearest)])
-    costs = weight * np.square(exact - candidates) + rate.cost(candidates)
-    return np.take_along_axis(candidates, costs.argmin(axis=0)[None], axis=0)[0]
 
 
 def polish(
@@ -191,26 +217,16 @@ def polish(
     result, rows = q.copy(), np.arange(len(codes))
     # The slopes of a large layer outside of the block are brought up to date at its end, all at once.
     width = len(q) if q.size <= WHOLE else POLISH_BLOCK
-    for _ in range(sweeps):
+    for number in range(sweeps):
         has_moved = np.zeros(len(rows), np.bool_)
         for start in range(0, len(q), width):
-            end = min(start + width, len(q))
-            before, near = q[start:end].copy(), slope[start:end]
-            for tap in range(start, end):
-                best = q[tap] - slope[tap] / variance[tap]
-                new = np.clip(np.rint(best), low[tap], high[tap])
-                if rate is not None:
-                    new = cheapest(best, new, each * variance[tap], rate)
-                    new = _if_better(new, q[tap], best, each * variance[tap], rate)
-                step = np.where(free[tap], new - q[tap], 0.0)
-                if step.any():
-                    has_moved |= step != 0
-                    q[tap] += step
-                    near += hessian[tap, start:end, None] * step
-            if width < len(q):
-                moved = q[start:end] - before
-                slope[:start] += hessian[:start, start:end] @ moved
-                slope[end:] += hessian[end:, start:end] @ moved
+            here = slice(start, min(start + width, len(q)))
+            parts = [q[here], slope[here], variance[here], low[here], high[here], free[here]]
+            moved = _descended(*parts, hessian[here, here], each, rate, is_first=number == 0)
+            if width < len(q) and moved.any():
+                slope[:start] += hessian[:start, here] @ moved
+                slope[here.stop :] += hessian[here.stop :, here] @ moved
+            has_moved |= moved.any(axis=0)
         result[:, rows] = q
         if not has_moved.any():
             break
@@ -220,8 +236,52 @@ def polish(
     return np.ascontiguousarray(result.T)
 
 
-def _if_better(new: Vector, old: Vector, best: Vector, weight: Vector, rate: Rate) -> Vector:
-    """`new` where it costs truly less than `old`: so the descent ends."""
-    before = weight * np.square(old - best) + rate.cost(old)
-    after = weight * np.square(new - best) + rate.cost(new)
-    return np.where(after < before - 1e-12 * np.abs(before), new, old)
+def _descended(
+    q: Matrix,
+    slope: Matrix,
+    variance: Vector,
+    low: Matrix,
+    high: Matrix,
+    free: NDArray[np.bool_],
+    hessian: Matrix,
+    each: Vector,
+    rate: Rate | None,
+    *,
+    is_first: bool,
+) -> Matrix:
+    """One walk over some taps, [taps, rows] each: `q` and `slope` are brought up to date; returns the change of `q`.
+
+    Most taps have moves to make in the first sweep; in later ones, those are visited that have one before it.
+    """
+    before = q.copy()
+    taps = np.arange(len(q))
+    if not is_first:
+        steps = _steps(q, slope, variance[:, None], low, high, free, each, rate)
+        taps = np.flatnonzero(steps.any(axis=1))
+    for tap in taps:
+        step = _steps(q[tap], slope[tap], variance[tap], low[tap], high[tap], free[tap], each, rate)
+        if step.any():
+            q[tap] += step
+            slope += hessian[tap, :, None] * step
+    return q - before
+
+
+def _steps(
+    q: NDArray[np.float64],
+    slope: NDArray[np.float64],
+    variance: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    free: NDArray[np.bool_],
+    each: Vector,
+    rate: Rate | None,
+) -> NDArray[np.float64]:
+    """How far each code goes if it alone may: only where it costs truly less, so that the descent ends."""
+    best = q - slope / variance
+    new = np.minimum(np.maximum(np.rint(best), low), high)
+    if rate is not None:
+        weight = each * variance
+        new, after = rate.cheapest(best, new, weight)
+        before = weight * np.square(q - best) + rate.cost(q)
+        free = free & (after < before - 1e-12 * np.abs(before))
+    return np.where(free, new - q, 0.0)

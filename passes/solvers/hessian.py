@@ -38,7 +38,8 @@ def row_losses(delta: Matrix, hessian: Matrix) -> Vector:
 
 
 def damped(hessian: Matrix, share: float = DAMPING) -> Matrix:
-    """H + share * mean(diag H) * I; a dead input (H_jj = 0, or less by rounding) gets the mean, or what is largest if all are
+    """H + share * mean(diag H) * I; a dead input (H_jj = 0, or less by rounding) gets the mean,
+    or what is largest where all are dead.
 
     Source: Frantar et al., GPTQ, ICLR 2023, section 3.3.
     """
