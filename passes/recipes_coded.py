@@ -20,7 +20,8 @@ Stack = NDArray[np.float64]
 
 ROUNDS = 3
 """Turns of fitting the shared entries and choosing among them."""
-RATE_ROUNDS = 8
+RATE_ROUNDS, RATE_GAIN = 8, 2e-3
+"""With a price of bits: at most so many turns, and what one must gain for another."""
 NOISE = 2.0**-18
 """Relative error of what was computed in float32: weights so close to integers were integers."""
 
@@ -230,9 +231,10 @@ class Vector:
             entries = np.clip(np.rint(moved), -self.limit, self.limit) + 0.0
             indices = self._chosen(target, entries, prices)
             cost = self._cost(target, entries, indices)
+            before = least
             if cost < least:
                 best, least = (entries, indices), cost
-            elif not self.step:
+            if least >= (1 - RATE_GAIN if self.step else 1) * before:
                 break
         return _coded(*best)
 

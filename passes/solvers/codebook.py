@@ -19,7 +19,7 @@ BINS = 2048
 LLOYD_ROUNDS = 50
 POLISH_SWEEPS = 8
 REFIT_ROUNDS = 20
-REFIT_SHARE = 1e-8
+REFIT_SHARE = 1e-6
 """Of the pull on the entries, squared, below which no integer entry moves any more."""
 REFIT_WORK = 1 << 32
 """Multiplications that a refit may take."""
