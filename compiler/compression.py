@@ -44,8 +44,9 @@ HALF, MOST = 0.5, 0.8
 """Shares of one file's samples to calibrate on, with and without a budget to choose by."""
 MEASURED = 64
 """Samples for the signal to noise ratios of the report."""
-SAMPLES, POSITIONS = 256, 256
-"""For the reconstruction: many samples at few positions say more than few at many."""
+SAMPLES, SAMPLES_OF_FEW, POSITIONS = 256, 4096, 256
+"""For the reconstruction: many samples at few positions say more than few at many, and more yet where a sample has one
+position alone."""
 
 
 @dataclass(frozen=True)
@@ -412,6 +413,7 @@ def _config(options: CompressOptions) -> QuantizeConfig:
     return QuantizeConfig(
         activations=options.activations,
         reconstruction_samples=SAMPLES,
+        samples_of_few=SAMPLES_OF_FEW,
         positions=POSITIONS,
         is_coarse=True,
     )
