@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from passes.graph import (
     replace,
     shape_of,
 )
+from passes.problem import Turned
 from passes.recipes import Problem
 from passes.solvers import low_rank as solvers
 from passes.weights import is_canonical_gemm, weights_of
@@ -34,8 +36,8 @@ METADATA = "edgec.low_rank"
 """Of every node that this pass made: method, rank and the name of the node that it stands for in part."""
 EXACT = 1e-12
 """Share of the weights' energy that float32 noise may be: a rank that misses no more is the layer's own."""
-RANKS_MAX = 16
-"""Ranks offered for each method: beyond it the grid is coarser."""
+RANKS_MAX, NESTED_MAX = 16, 64
+"""Ranks offered for each method: beyond it the grid is coarser. Where one factorisation answers for all, more are."""
 
 
 class Method(StrEnum):
@@ -256,20 +258,20 @@ def _losses(
     if method is Method.CP:
         ranks = [rank for rank in _grid(2 * max(window.rows, window.channels), step) if _pays(window, method, rank)]
         return [((rank,), _measured(problem, window, Choice(method, (rank,)))) for rank in ranks]
-    most = _most(window, method)
+    most = most_rank(window, method)
     losses = np.zeros(most + 1)
     for group in range(window.groups):
         losses += _nested(problem, group, window, method, most)[: most + 1]
     is_exact = losses <= EXACT * losses[0]
     own = int(is_exact.argmax()) if is_exact.any() else most
-    return [((rank,), float(losses[rank])) for rank in sorted({*_grid(most, step), max(own, 1)})]
+    return [((rank,), float(losses[rank])) for rank in sorted({*_grid(most, step, NESTED_MAX), max(own, 1)})]
 
 
 def _measured(problem: Problem, window: Window, choice: Choice) -> float:
     return problem.loss(product(window, _factors(problem, window, choice)))
 
 
-def _most(window: Window, method: Method) -> int:
+def most_rank(window: Window, method: Method) -> int:
     """The largest rank that changes anything."""
     if method is Method.SPATIAL:
         return min(window.channels * window.kernel[0], window.rows * window.kernel[1])
@@ -281,9 +283,9 @@ def _pays(window: Window, method: Method, rank: int) -> bool:
     return weights < window.weights and macs <= window.macs
 
 
-def _grid(most: int, step: int) -> list[int]:
-    """Multiples of `step` up to `most`, at most RANKS_MAX of them."""
-    step *= max(1, -(-(most // step) // RANKS_MAX))
+def _grid(most: int, step: int, count: int = RANKS_MAX) -> list[int]:
+    """Multiples of `step` up to `most`, at most `count` of them."""
+    step *= max(1, -(-(most // step) // count))
     return list(range(step, most + 1, step))
 
 
@@ -355,8 +357,8 @@ def _rank_problem(window: Window, choice: Choice) -> str | None:
         return None if inputs <= most[0] and outputs <= most[1] else f"rank {choice} is above {most[0]}x{most[1]}"
     if choice.method is Method.CP:
         return None
-    most_rank = _most(window, choice.method)
-    return None if choice.rank[0] <= most_rank else f"rank {choice} is above {most_rank}"
+    most = most_rank(window, choice.method)
+    return None if choice.rank[0] <= most else f"rank {choice} is above {most}"
 
 
 def svd_losses(problem: Problem, window: Window) -> NDArray[np.float64]:
@@ -374,7 +376,7 @@ class LowRank(Rewrite):
 
     Args:
         plan: Method and rank by node name.
-        problems: Weights and H by node name; a node without is skipped.
+        problems: Weights and H by node name, rows turned or not; a node without is skipped.
         means: What each tap reads on average, float64 [groups, taps] by node name. Where given, the bias takes up the
             mean of the error: b' = b + (W - W') E[x]. A MatMul has no bias, and leaves it.
         sweeps: As for `factors`.
@@ -385,7 +387,7 @@ class LowRank(Rewrite):
     def __init__(
         self,
         plan: Mapping[str, Choice],
-        problems: Mapping[str, Problem],
+        problems: Mapping[str, Problem | Turned],
         means: Mapping[str, NDArray[np.float64]] | None = None,
         sweeps: int = 2,
     ) -> None:
@@ -415,17 +417,30 @@ class LowRank(Rewrite):
         if (problem := self._problems.get(name)) is None:
             return "nothing is known about its input"
         shape = (window.groups, window.rows, window.channels * math.prod(window.kernel))
-        return None if problem.weights.shape == shape else f"its weights are not {list(problem.weights.shape)}"
+        given = (problem.problem if isinstance(problem, Turned) else problem).weights.shape
+        return None if given == shape else f"its weights are not {list(given)}"
 
     def _split(self, node: ir.Node, window: Window, choice: Choice) -> None:
-        problem = self._problems[str(node.name)]
+        problem, back = self._problems[str(node.name)], None
+        if isinstance(problem, Turned):
+            problem, back = problem.problem, problem.back
         found = factors(problem, window, choice, self._sweeps)
+        weights = problem.weights
+        if back is not None:
+            found = [_turned_back(each, turn) for each, turn in zip(found, back, strict=True)]
+            weights = np.matmul(back, weights)
         old = constant(operand(node, 2))
         bias = None if old is None else old.astype(np.float64).reshape(-1)
         if (mean := self._means.get(str(node.name))) is not None:
-            shift = np.einsum("grt,gt->gr", problem.weights - product(window, found), mean).reshape(-1)
+            shift = np.einsum("grt,gt->gr", weights - product(window, found), mean).reshape(-1)
             bias = shift if bias is None else bias + shift
         replace(node, *_nodes(node, window, choice, found, bias))
+
+
+def _turned_back(found: solvers.Factors, back: NDArray[np.float64]) -> solvers.Factors:
+    """For the rows of the layer: the last factor alone knows of rows."""
+    *first, last = found.tensors
+    return dataclasses.replace(found, tensors=(*first, np.tensordot(back, last, axes=1)))
 
 
 def _nodes(
