@@ -31,6 +31,8 @@ RANK_DAMPING = 0.003
 """Share of the mean variance that is added to every input's before a layer is split."""
 PROBED, PROBES, PROBED_LOSS = 128, 2, 0.01
 """Samples on which options are measured, how many of one group or layer, and the loss that these should about have."""
+SWEEPS = 8
+"""Over the factors of a layer that is split: what the bases first miss is most of the error of small cuts."""
 _STEPS = 12
 """Numbers of channels that are tried for one group, at most."""
 _ROUNDS = 6
@@ -100,7 +102,7 @@ class StructureSearch:
     samples: Arrays
     importance: Mapping[str, Importance]
     families: Collection[str] = NAMES
-    multiple: int = 4
+    multiple: int = 2
     progress: Progress | None = None
     groups: list[list[ChannelOption]] = field(default_factory=list)
     splits: dict[str, list[low_rank.Option]] = field(default_factory=dict)
@@ -163,7 +165,7 @@ class StructureSearch:
         if structure.removal:
             PruneChannels(structure.removal, self.moments, importance=self.importance)(model)
         problems = {name: self._problem(name) for name in structure.ranks}
-        LowRank(structure.ranks, problems, {name: self.moments[name].mean for name in problems})(model)
+        LowRank(structure.ranks, problems, {name: self.moments[name].mean for name in problems}, SWEEPS)(model)
         return model
 
     def whole(self) -> Shaped:
@@ -304,7 +306,7 @@ def _low_rank(
         costs = importance.get(name) or Importance.even(known[name].channels)
         problems[name] = _problem(known[name], weights, moments[name], costs)
         means[name] = moments[name].mean
-    return LowRank(plan, problems, means)
+    return LowRank(plan, problems, means, SWEEPS)
 
 
 def _problem(layer: Layer, weights: NDArray[np.generic], moments: Moments, costs: Importance) -> Turned:

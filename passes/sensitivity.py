@@ -74,7 +74,8 @@ def importance(
     energy = _energies(model, some)
     rng = np.random.default_rng(seed)
     sums = {name: np.zeros((2, layer.channels)) for name, layer in known.items()}
-    products = {name: np.zeros((n, n)) for name in known if is_correlated and (n := known[name].channels) <= CORRELATED_MAX}
+    sizes = {name: layer.channels for name, layer in known.items() if is_correlated}
+    products = {name: np.zeros((size, size)) for name, size in sizes.items() if size <= CORRELATED_MAX}
     blocked: dict[str, str] = {}
     for index, row in enumerate(statistics.run(model, some, names)):
         backward = _Backward(model, row, rng, energy, blocked)
