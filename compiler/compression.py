@@ -40,9 +40,11 @@ from passes.weight_only import StoreWeights, WeightOnlyConfig
 FIXED_POINT = "fixed-point"
 NAMES = tuple(dict.fromkeys((*CODINGS, *STRUCTURES)))
 """Every method family."""
-STRUCTURES_TRIED, STRUCTURE_SAMPLES = 6, 512
-STRUCTURE_LOSSES = (1e-3, 0.3)
+STRUCTURES_TRIED, STRUCTURE_SAMPLES = 8, 512
+STRUCTURE_LOSSES = (1e-6, 0.3)
 """Predicted losses, in nats, between which a structure is looked for that keeps to the drop."""
+STRUCTURES_REFINED = 3
+"""Structures that are tried between one whose integers keep to it and one whose do not."""
 HALF, MOST = 0.5, 0.8
 """Shares of one file's samples to calibrate on, with and without a budget to choose by."""
 MEASURED = 64
@@ -394,13 +396,32 @@ def _fewest(
             low = loss
         else:
             high = loss
-    while len(kept) > 1:
-        final = search_of(kept[-1])
-        trial, missed = _searched(final, options, None)
-        if not missed and keeps(Shaped(trial.quantized.model, kept[-1].structure, {}, kept[-1].macs)):
-            break
-        kept.pop()
-    return kept[-1]
+
+    def keeps_as_integers(shaped: Shaped) -> bool:
+        trial, missed = _searched(search_of(shaped), options, None)
+        return not missed and keeps(Shaped(trial.quantized.model, shaped.structure, {}, shaped.macs))
+
+    is_cut = False
+    while len(kept) > 1 and not keeps_as_integers(kept[-1]):
+        high, is_cut = kept.pop().structure.loss, True
+    if not is_cut:
+        return kept[-1]
+    return _refined(kept[-1], high, search, lambda each: keeps(each) and keeps_as_integers(each))
+
+
+def _refined(best: Shaped, high: float, search: StructureSearch, keeps: Callable[[Shaped], bool]) -> Shaped:
+    """The fewest multiplications between a network that keeps to the drop and a predicted loss that does not."""
+    low = max(best.structure.loss, STRUCTURE_LOSSES[0])
+    for _ in range(STRUCTURES_REFINED):
+        loss = math.sqrt(low * high)
+        shaped = search.spending(loss)
+        if shaped.macs >= best.macs:
+            low = loss
+        elif keeps(shaped):
+            low, best = loss, shaped
+        else:
+            high = loss
+    return best
 
 
 def _task(model: ir.Model, parts: Parts, options: CompressOptions) -> tuple[Task, float | None]:
