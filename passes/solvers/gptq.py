@@ -221,7 +221,7 @@ def polish(
         has_moved = np.zeros(len(rows), np.bool_)
         for start in range(0, len(q), width):
             here = slice(start, min(start + width, len(q)))
-            parts = [q[here], slope[here], variance[here], low[here], high[here], free[here]]
+            parts = (q[here], slope[here], variance[here], low[here], high[here], free[here])
             moved = _descended(*parts, hessian[here, here], each, rate, is_first=number == 0)
             if width < len(q) and moved.any():
                 slope[:start] += hessian[:start, here] @ moved
