@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.artefacts import Ran, Workshop, edgec
 from benchmarks.figures import Figure, at_least, at_most
 from benchmarks.networks import Samples
+from benchmarks.studies import answers
 from passes.solvers.hessian import damped
 from passes.solvers.obs import trace
 from passes.solvers.patterns import UNSTRUCTURED, cheapest_removed
@@ -185,11 +185,7 @@ def read(path: Path) -> Layers:
 
 def error(path: Path, images: Floats, labels: NDArray[np.generic]) -> float:
     """Share of the images that the file classifies wrongly in onnxruntime, in percent."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {session.get_inputs()[0].name: images})
-    return 100 * float(np.mean(np.asarray(logits).argmax(axis=1) != labels))
+    return 100 * float(np.mean(answers(path, images).reshape(len(images), -1).argmax(axis=1) != labels))
 
 
 def _one_shot(workshop: Workshop, networks: list[Path], whole: list[float], images: Floats) -> Iterator[Figure]:

@@ -80,7 +80,7 @@ class Layer:
             rows = sample.reshape(-1, self.taps)
             return np.ascontiguousarray(rows[:: -(-len(rows) // limit)].T)[None]
         rank, image = len(self.kernel), sample[0]
-        padded = np.pad(image, [(0, 0), *zip(self.pads[:rank], self.pads[rank:], strict=True)])
+        padded = _padded(image, self.pads)
         spans = [(size - 1) * step + 1 for size, step in zip(self.kernel, self.dilations, strict=True)]
         windows = np.lib.stride_tricks.sliding_window_view(padded, spans, tuple(range(1, rank + 1)))
         windows = windows[(slice(None), *(slice(None, None, step) for step in (*self.strides, *self.dilations)))]
@@ -95,6 +95,18 @@ class Layer:
             return np.ascontiguousarray(rows[:: -(-len(rows) // limit)].T)[None]
         thinned = sample[0][(slice(None), *_thinned(sample.shape[2:], limit))]
         return np.ascontiguousarray(thinned).reshape(self.groups, self.rows, -1)
+
+
+def _padded(image: NDArray[np.float32], pads: tuple[int, ...]) -> NDArray[np.float32]:
+    """Zeros around the spatial axes of [C, ...]; np.pad takes longer than the rest of small patches."""
+    if not any(pads):
+        return image
+    sizes, begins, ends = image.shape[1:], pads[: len(pads) // 2], pads[len(pads) // 2 :]
+    shape = [size + begin + end for size, begin, end in zip(sizes, begins, ends, strict=True)]
+    result = np.zeros((len(image), *shape), np.float32)
+    spans = (slice(begin, begin + size) for size, begin in zip(sizes, begins))
+    result[(slice(None), *spans)] = image
+    return result
 
 
 def _thinned(sizes: tuple[int, ...], limit: int) -> tuple[slice, ...]:

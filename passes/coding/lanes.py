@@ -38,6 +38,7 @@ _KEPT = 512
 """How many symbols' worth of each context's counts an array hands on to the next."""
 _INTERVAL = 63
 _LARGEST = 255
+_ROWS_KEPT = 3
 
 Integers = NDArray[np.int64]
 _Operation = tuple[NDArray[np.uint32], NDArray[np.uint32]]
@@ -100,11 +101,11 @@ class LaneModel:
 
 
 class _Contexts:
-    """What the symbols already known say about those of the next step."""
+    """What the symbols already known say about those of the next step; of the rows, the last three are kept."""
 
     def __init__(self, walk: _Walk) -> None:
         self._walk = walk
-        self._values = np.zeros((walk.rows, walk.period, walk.channels), np.int32)
+        self._values = np.zeros((_ROWS_KEPT, walk.period, walk.channels), np.int64)
         self._sizes = np.zeros_like(self._values)
         self._sums = np.zeros((walk.period, walk.channels), np.int64)
         self._total = self._done = 0
@@ -116,7 +117,7 @@ class _Contexts:
             self._row, self._row_total, self._row_done = row, 0, 0
         mean = ((self._total + 1) << 8) // (self._done + 1) + 1
         row_mean = ((self._row_total << 8) + 4 * mean) // (self._row_done + 4)
-        product = row_mean * (((self._sums[place, part] << 8) + 3 * mean) // (row + 3)) // mean
+        level = row_mean * (((self._sums[place, part] << 8) + 3 * mean) // (row + 3)) // mean
         down, across = divmod(place, self._walk.width)
         near: list[tuple[int, int]] = []
         if across:
@@ -125,29 +126,33 @@ class _Contexts:
             near.append((row, place - self._walk.width))
         hints = near or [(row - 1, place)]
         near += [(row - back, place) for back in (1, 2) if row >= back]
-        level = product
         if near:
-            around = sum(self._sizes[index][part] for index in near).astype(np.int64)
-            level = 3 * product + (around << 8) // len(near) >> 2
-        return _half(level) * 3 + self._hint(hints, part)
-
-    def _hint(self, near: list[tuple[int, int]], part: slice) -> Integers | int:
-        if near[0][0] < 0:
-            return 1
-        guess = sum(self._values[index][part] for index in near)
-        return np.sign(guess).astype(np.int64) + 1
+            level = 3 * level + (_added(self._sizes, near, part) << 8) // len(near) >> 2
+        found = _HALVES[np.minimum(level, len(_HALVES) - 1)]
+        if hints[0][0] < 0:
+            return found + 1
+        return found + np.sign(_added(self._values, hints, part)) + 1
 
     def learn(self, row: int, place: int, part: slice, values: Integers) -> None:
         """Take in the symbols of a step."""
-        sizes = np.minimum(np.abs(values), _LARGEST)
-        self._values[row, place, part] = np.clip(values, -_LARGEST, _LARGEST)
-        self._sizes[row, place, part] = sizes
+        clipped = np.minimum(np.maximum(values, -_LARGEST), _LARGEST)
+        sizes = np.abs(clipped)
+        self._values[row % _ROWS_KEPT, place, part] = clipped
+        self._sizes[row % _ROWS_KEPT, place, part] = sizes
         self._sums[place, part] += sizes
-        total = int(sizes.sum())
+        total = int(np.add.reduce(sizes))
         self._total += total
         self._row_total += total
         self._done += len(sizes)
         self._row_done += len(sizes)
+
+
+def _added(table: Integers, places: list[tuple[int, int]], part: slice) -> Integers:
+    row, place = places[0]
+    total = table[row % _ROWS_KEPT, place, part]
+    for row, place in places[1:]:
+        total = total + table[row % _ROWS_KEPT, place, part]
+    return total
 
 
 def _half(mean: Integers) -> Integers:
@@ -155,6 +160,10 @@ def _half(mean: Integers) -> Integers:
     bits = np.frexp(mean.astype(np.float64))[1].astype(np.int64)  # exact: means stay below 2**53
     below = mean << 1 >> np.maximum(bits - 1, 0) & 1
     return np.where(bits > 0, np.clip(2 * bits + below - 8, 0, _LEVELS - 1), 0)
+
+
+_HALVES = _half(np.arange((3 << 17) + 1)) * 3
+"""By the mean; what is larger than all of these is like the last."""
 
 
 class _Schedule:
@@ -213,23 +222,30 @@ def encode_lanes(values: NDArray[np.integer], kernel: tuple[int, ...], model: La
     model.begin()
     pending: list[Integers] = []
     operations: list[_Operation] = []
-    starts = model.starts()
+    firsts, frequencies = _table(model)
     for step, (row, place, part) in enumerate(walk.steps()):
         if schedule.due(step):
             if pending:
                 model.add(np.concatenate(pending))
-            pending, starts = [], model.starts()
+            pending, (firsts, frequencies) = [], _table(model)
         if not place and not part.start:
             current = ordered[row].astype(np.int64)
             coded = _coded(current)
+            is_raw = coded.bits[0].any()
         cells = contexts.of(row, place, part) * _TOKENS + coded.token[place, part]
-        first = starts[cells]
-        operations.append(_operation(first & _TOTAL - 1, starts[cells + 1] - first))
-        operations += _raw_operations(coded, place, part)
+        operations.append((firsts[cells], frequencies[cells]))
+        if is_raw:
+            operations += _raw_operations(coded, place, part)
         pending.append(cells)
         contexts.learn(row, place, part, current[place, part])
     model.add(np.concatenate(pending))
     return _rans(operations, walk.lanes)
+
+
+def _table(model: LaneModel) -> _Operation:
+    """The operation of every cell."""
+    starts = model.starts()
+    return _operation(starts[:-1] & _TOTAL - 1, np.diff(starts))
 
 
 def _operation(first: Integers, frequency: Integers) -> _Operation:
@@ -249,12 +265,12 @@ def _raw_operations(coded: _Coded, place: int, part: slice) -> list[_Operation]:
 def _rans(operations: list[_Operation], lanes: int) -> bytes:
     state = np.full(lanes, _LOWEST, np.int64)
     words: list[NDArray[np.uint16]] = []
-    for small_first, small_frequency in reversed(operations):
-        first, frequency = small_first.astype(np.int64), small_frequency.astype(np.int64)
+    for first, frequency in reversed(operations):
         active = state[: len(first)]
-        full = active >= frequency << _WORD
-        words.append((active[full] & 0xFFFF).astype("<u2"))
-        active = np.where(full, active >> _WORD, active)
+        high = active >> _WORD
+        full = high >= frequency
+        words.append(active[full].astype("<u2"))  # the low bits
+        active = np.where(full, high, active)
         quotient = active // frequency
         state[: len(first)] = (quotient << _BITS) + active - quotient * frequency + first
     return state.astype("<u4").tobytes() + b"".join(part.tobytes() for part in reversed(words))
@@ -306,17 +322,18 @@ def decode_lanes(
     model.begin()
     pending: list[Integers] = []
     starts = model.starts()
+    firsts, frequencies = starts[:-1] & _TOTAL - 1, np.diff(starts)
     for step, (row, place, part) in enumerate(walk.steps()):
         if schedule.due(step):
             if pending:
                 model.add(np.concatenate(pending))
             pending, starts = [], model.starts()
+            firsts, frequencies = starts[:-1] & _TOTAL - 1, np.diff(starts)
         context = contexts.of(row, place, part)
         slot = states.state[: len(context)] & _TOTAL - 1
         number = (context << _BITS) + slot
         cells = np.searchsorted(starts, number, side="right") - 1
-        first = starts[cells]
-        states.take(len(cells), slot, first & _TOTAL - 1, starts[cells + 1] - first)
+        states.take(len(cells), slot, firsts[cells], frequencies[cells])
         values = _values(cells & _TOKENS - 1, states)
         pending.append(cells)
         contexts.learn(row, place, part, values)
@@ -327,16 +344,21 @@ def decode_lanes(
     return out.transpose(0, 2, 1).reshape(rows, columns), 4 * walk.lanes + 2 * states.next
 
 
+_SMALL = np.where(_NEGATIVE, -_BASE, _BASE)
+"""The number of a token without raw bits."""
+
+
 def _values(tokens: Integers, states: _States) -> Integers:
+    if tokens.max() <= 2 * _EXACT:
+        return _SMALL[tokens]
     bits = _REST[tokens]
     size = _BASE[tokens]
     escape = tokens == _ESCAPE
-    if bits.any():
-        raw = states.raw(bits)
-        size = size + raw
-        if escape.any():
-            word = raw | states.raw(np.where(escape, 11, 0)) << 11
-            word |= states.raw(np.where(escape, 10, 0)) << 22
-            wide = (word ^ 1 << 31) - (1 << 31)
-            return np.where(escape, wide, np.where(_NEGATIVE[tokens], -size, size))
+    raw = states.raw(bits)
+    size = size + raw
+    if escape.any():
+        word = raw | states.raw(np.where(escape, 11, 0)) << 11
+        word |= states.raw(np.where(escape, 10, 0)) << 22
+        wide = (word ^ 1 << 31) - (1 << 31)
+        return np.where(escape, wide, np.where(_NEGATIVE[tokens], -size, size))
     return np.where(_NEGATIVE[tokens], -size, size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -145,3 +147,12 @@ def test_left_variance_is_the_whole_of_independent_inputs_and_less_of_others() -
 def test_no_channel_counts_less_than_a_thousandth() -> None:
     np.testing.assert_allclose(steady(np.array([[0.0, 1.0, 2.0]])), [[1e-3, 1.0, 2.0]])
     assert steady(np.zeros((1, 3))).tolist() == [[1.0, 1.0, 1.0]]
+
+
+def test_a_problem_with_other_weights_goes_along_the_same_walk_and_one_with_another_matrix_does_not() -> None:
+    about = problem(0, 2, 4, 9)
+    walks = about.walks()
+    assert replace(about, weights=2 * about.weights).walks() is walks
+    other = replace(about, hessian=2 * about.hessian)
+    np.testing.assert_allclose(other.left, 2 * about.left)
+    assert about.walks() is not other.walks()

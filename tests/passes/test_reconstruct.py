@@ -263,6 +263,21 @@ def test_two_inputs_from_the_host_and_a_concat() -> None:
     assert statistics.sqnr(loaded, result, FRESH)["y"] > 30
 
 
+def test_small_networks_that_read_few_positions_are_reconstructed_on_more_samples(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dense = canonical([node("Gemm", ["x", "w"], ["y"], transB=1)], {"x": [1, 40]}, ["y"], {"w": normal(3, 40)})
+    aims = quantizing.Calibrated.of(dense, every_node(dense), {"x": np.ones((2, 40), np.float32)}, PLAIN).aims
+    assert quantizing.affordable(dense, aims, PLAIN) == 64
+    assert quantizing.affordable(dense, aims, replace(PLAIN, samples_of_few=4096)) == 160
+    assert quantizing.affordable(dense, aims, replace(PLAIN, samples_of_few=100)) == 100
+    loaded = network()
+    aims = quantizing.Calibrated.of(loaded, every_node(loaded), SAMPLES, PLAIN).aims
+    assert quantizing.affordable(loaded, aims, replace(PLAIN, samples_of_few=4096)) == 4 * 150
+    monkeypatch.setattr(quantizing, "WORK", 10**5)
+    assert quantizing.affordable(loaded, aims, replace(PLAIN, samples_of_few=4096)) == 64
+
+
 def test_large_networks_are_reconstructed_on_fewer_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = network()
     aims = quantizing.Calibrated.of(loaded, every_node(loaded), SAMPLES, PLAIN).aims

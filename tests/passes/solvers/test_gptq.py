@@ -248,3 +248,22 @@ def test_the_cost_that_a_column_is_told_is_what_its_error_costs() -> None:
         if behind.size:
             delta[0, behind] = -np.linalg.solve(hessian[np.ix_(behind, behind)], hessian[behind, tap])
         assert told[int(tap)] == pytest.approx(loss(delta, hessian), rel=1e-9)
+
+
+@pytest.mark.parametrize("rows", [3, 300])
+def test_what_is_done_leaves_the_descent_and_nothing_else_changes(rows: int) -> None:
+    """Rows do not know of each other, whether they are polished together, in blocks of taps, or alone."""
+    rng = np.random.default_rng(rows)
+    hessian, weights = correlated(rng, 80), rng.normal(size=(rows, 80))
+    bits = code_lengths(np.clip(np.rint(weights * 2), -7, 7), 7)
+    start, rate = gptq(weights, hessian, np.full(rows, 0.5), 7), Rate(0.05, bits)
+    both = polish(weights / 0.5, start, hessian, 7, weight=np.full(rows, 0.25), rate=rate)
+    for row in range(0, rows, 100):
+        some = slice(row, row + 1)
+        alone = polish(weights[some] / 0.5, start[some], hessian, 7, weight=np.full(1, 0.25), rate=rate)
+        cost = [
+            float(row_losses(0.5 * each - weights[some], hessian)[0]) + float(rate.cost(each).sum())
+            for each in (both[some], alone, start[some])
+        ]
+        assert cost[0] == pytest.approx(cost[1], rel=0.02)
+        assert cost[0] <= cost[2]

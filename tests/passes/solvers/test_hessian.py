@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from passes.solvers.hessian import cholesky, damped, inverse
+from passes.solvers.hessian import Walk, cholesky, damped, inverse, inverse_factor
 
 
 @given(st.integers(1, 12), st.integers(0, 99), st.sampled_from([1e-12, 1e-6, 1.0]))
@@ -32,3 +32,21 @@ def test_damping_of_a_sound_matrix_is_a_share_of_its_mean() -> None:
     matrix = np.diag([1.0, 3.0, 0.0])
     np.testing.assert_allclose(np.diagonal(damped(matrix, 0.03)), [1.04, 3.04, 4 / 3])
     np.testing.assert_array_equal(damped(np.zeros((2, 2))), np.eye(2))
+
+
+@given(st.integers(1, 130), st.integers(0, 99))
+def test_the_factor_of_the_inverse_is_upper_and_gives_the_inverse(size: int, seed: int) -> None:
+    rows = np.random.default_rng(seed).normal(size=(size, 2 * size))
+    matrix = damped(rows @ rows.T)
+    upper = inverse_factor(matrix)
+    assert not np.tril(upper, -1).any()
+    np.testing.assert_allclose(upper.T @ upper @ matrix, np.eye(size), atol=1e-9)
+    np.testing.assert_allclose(inverse(matrix) @ matrix, np.eye(size), atol=1e-9)
+
+
+def test_a_walk_begins_with_the_most_active_block() -> None:
+    matrix = np.diag([1.0, 5.0, 4.0, 4.0, 0.5, 9.0])
+    assert Walk.along(matrix).order.tolist() == [5, 1, 2, 3, 0, 4]
+    walk = Walk.along(matrix, 2)
+    assert walk.order.tolist() == [4, 5, 2, 3, 0, 1]
+    np.testing.assert_allclose(walk.pivots, np.diagonal(matrix)[walk.order])
