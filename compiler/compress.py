@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,10 +34,13 @@ from compiler.quality import first
 from compiler.quantizable import quantizable
 from compiler.report import ModelFacts
 from compiler.search import Trial, coded_layer, layer_bits
+from compiler.structure import CHANNELS, LOW_RANK
+from compiler.structure import NAMES as STRUCTURES
 from compiler.version import VERSION
 from passes import graph as edit
 from passes import low_rank
 from passes.base import PassReport, run
+from passes.families import EXACT_SCALE_BITS, NAMES, stored_bits
 from passes.layer import Layer, layers
 from passes.low_rank import Split
 from passes.quantize import why_not
@@ -149,7 +153,7 @@ def _report(
         quality_why=made.metric.why,
         front=_front(made, after.macs),
         probes=tuple(_probe(trial) for trial in made.trials if trial.predicted > 0),
-        passes=tuple(_outcome(report) for report in reports),
+        passes=(*(_outcome(report) for report in reports), *_families(made, options)),
         warnings=(
             *parts.warnings,
             *([f"{already}: what is large and float alone is stored smaller"] if already else []),
@@ -159,7 +163,7 @@ def _report(
 
 
 def _probe(trial: Trial) -> Probe:
-    return Probe(trial.predicted, trial.divergence, tuple(sorted({o.family for o in trial.recipes.values()})))
+    return Probe(trial.predicted, trial.divergence, trial.families)
 
 
 def _outcome(report: PassReport) -> PassOutcome:
@@ -170,6 +174,33 @@ def _outcome(report: PassReport) -> PassOutcome:
         skipped=dict(report.skipped),
         metrics=dict(report.metrics),
     )
+
+
+def _families(made: Compressed, options: CompressOptions) -> list[PassOutcome]:
+    """What became of every method family that a budget was searched with."""
+    codings = NAMES if options.is_searched else ()
+    structures = STRUCTURES if options.budget.asks_macs else ()
+    used = next((trial.recipes for trial in made.trials if trial.quantized is made.quantized), {})
+    counts = Counter(option.family for option in used.values()) if codings else Counter[str]()
+    counts |= Counter({CHANNELS: len(made.shaped.structure.removal), LOW_RANK: len(made.shaped.structure.ranks)})
+    return [_family(name, counts[name], made, options) for name in dict.fromkeys((*codings, *structures))]
+
+
+def _family(name: str, count: int, made: Compressed, options: CompressOptions) -> PassOutcome:
+    """Of a family that `count` layers, or groups of channels, of the result use."""
+    if count:
+        return PassOutcome(name, "kept", count)
+    if name not in options.families:
+        return PassOutcome(name, "off", reason="left out by --only or --without")
+    plans = [trial for trial in made.trials if trial.refused and name in trial.families]
+    if plans:
+        nearest = min(plans, key=lambda trial: trial.drop)
+        tried = sum(option.family == name for option in nearest.recipes.values())
+        reason = f"the plan of {nearest.bytes:,} bytes that has it in {tried} layers {nearest.refused}"
+        return PassOutcome(name, "rolled back", reason=reason, drop=nearest.drop)
+    if name in made.refused:
+        return PassOutcome(name, "rolled back", reason=made.refused[name])
+    return PassOutcome(name, "no change", reason="no plan that was carried out has it")
 
 
 def _front(made: Compressed, macs: int) -> tuple[FrontPoint, ...]:
@@ -213,7 +244,7 @@ def _layer_figures(source: ir.Model, made: Compressed, reasons: Mapping[str, str
         costs = [
             _coded_costs(now[part], known[part], sizes[part], made.activation_bits)
             if part in made.recipes
-            else _float_costs(now[part], known[part])
+            else _stored_costs(now[part], known[part], sizes[part])
             for part in parts
         ]
         row = LayerFigures(
@@ -228,6 +259,8 @@ def _layer_figures(source: ir.Model, made: Compressed, reasons: Mapping[str, str
             if name in known and known[name].channels != layer.channels
             else None,
         )
+        if name in known and name not in made.recipes and (codes := _integers(now[name])) is not None:
+            row = replace(row, recipe=f"float, stored as W{_bits(codes)}", bits=_bits(codes))
         if name in made.recipes and name in known:
             row = _coded(row, [now[part] for part in parts if part in made.recipes], split, made)
         rows.append(row)
@@ -235,11 +268,41 @@ def _layer_figures(source: ir.Model, made: Compressed, reasons: Mapping[str, str
 
 
 def _coded_bytes(made: Compressed) -> dict[str, int]:
-    """The file's codes, scales and biases, divided among the layers by the entropy of their integers."""
-    entropies = {str(node.name): layer_bits(node) for node in made.quantized.model.graph if node.name in made.recipes}
+    """The file's codes, scales and biases, divided among the layers by what their numbers take."""
+    nodes = {str(node.name): node for node in made.quantized.model.graph}
+    taken = {
+        name: layer_bits(nodes[name]) if name in made.recipes else _stored_bits(nodes[name], layer)
+        for name, layer in layers(made.quantized.model).items()
+    }
     whole = made.sizes.codes + made.sizes.codebooks + made.sizes.scales + made.sizes.biases
-    total = sum(entropies.values()) or 1.0
-    return {name: round(whole * bits / total) for name, bits in entropies.items()}
+    total = sum(taken.values()) or 1.0
+    return {name: round(whole * bits / total) for name, bits in taken.items()}
+
+
+def _integers(node: ir.Node) -> NDArray[np.integer] | None:
+    """Codes of a layer whose weights are stored as integers; None where they are float."""
+    producer = node.inputs[1].producer() if node.inputs[1] is not None else None
+    if producer is None or not edit.is_op(producer, "DequantizeLinear"):
+        return None
+    codes = edit.constant(producer.inputs[0])
+    return None if codes is None else codes.astype(np.int64)
+
+
+def _stored_bits(node: ir.Node, layer: Layer) -> float:
+    """Of a float layer: its weights, as integers and scales or as they are, and its biases."""
+    biases = 8 * FLOAT_BYTES * (layer.channels if edit.operand(node, 2) is not None else 0)
+    codes = _integers(node)
+    if codes is None:
+        return 8 * FLOAT_BYTES * layer.channels * layer.taps + biases
+    rows = codes.T if layer.op == "MatMul" else codes.reshape(len(codes), -1)
+    return stored_bits(rows, None, layer.kernel) + EXACT_SCALE_BITS * layer.channels + biases
+
+
+def _stored_costs(node: ir.Node, layer: Layer, size: int) -> Costs:
+    """Of one float node: its arithmetic is float, its weights may be stored as integers."""
+    found, codes = _float_costs(node, layer), _integers(node)
+    saved = 0 if codes is None else FLOAT_BYTES * codes.size - math.ceil(codes.size * _bits(codes) / 8)
+    return Costs(size, found.macs, found.moved_bytes - saved)
 
 
 def _coded_costs(node: ir.Node, layer: Layer, size: int, activation_bits: int) -> Costs:

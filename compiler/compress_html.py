@@ -12,14 +12,13 @@ from compiler.compress_report import (
     HEADINGS,
     CompressReport,
     LayerFigures,
-    amount,
     cells,
     compression_rate,
     drop_text,
     summary,
     times,
 )
-from compiler.metrics import Comparison
+from compiler.metrics import Comparison, amount
 
 _HEIGHT = 300
 _TOP, _LEFT, _RIGHT, _BOTTOM = 28, 90, page.WIDTH - 20, _HEIGHT - 40

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from compiler import metrics
-from compiler.metrics import Comparison
+from compiler.metrics import Comparison, amount
 from compiler.report import ModelFacts, finite, plain, tuples
 
 KIND = "edgec-compression"
@@ -422,13 +422,6 @@ def drop_text(found: Comparison) -> str:
     """The drop with its interval."""
     low, high = (amount(value, found.unit) for value in found.interval)
     return f"{amount(found.drop, found.unit)} (95 %: {low} to {high})"
-
-
-def amount(drop: float | None, unit: str) -> str:
-    """0.0125 as "1.25 pt"."""
-    if drop is None or math.isnan(drop):
-        return "n/a"
-    return f"{100 * drop:.2f} {unit}" if unit else f"{drop:.4g}"
 
 
 def _class_text(found: Comparison) -> str:

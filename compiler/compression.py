@@ -11,9 +11,19 @@ import onnx_ir as ir
 
 from compiler import calibration, container, stored
 from compiler.calibration import Samples
-from compiler.compress_report import amount
 from compiler.images import ImageOptions
-from compiler.metrics import Comparison, Metric, Split, Task, choose_metric, drop_limit, parse_drop, split
+from compiler.metrics import (
+    COUNTED,
+    Comparison,
+    Metric,
+    Split,
+    Task,
+    amount,
+    choose_metric,
+    drop_limit,
+    parse_drop,
+    split,
+)
 from compiler.quality import first, in_onnxruntime
 from compiler.search import Search, Subject, Trial
 from compiler.structure import NAMES as STRUCTURES
@@ -30,14 +40,20 @@ from passes.move_dequantize import SinkDequantize
 from passes.problem import Importance
 from passes.quantize import Calibrated, QuantizeConfig, Quantized
 from passes.recipes import Recipe
-from passes.recipes_coded import Stochastic
-from passes.recipes_uniform import Uniform
+from passes.recipes_coded import Codebook, Stochastic
+from passes.recipes_uniform import WIDE_BITS, Uniform
 from passes.scales import ActivationConfig
 from passes.statistics import Progress, quantized_points, sqnr
 from passes.structured import emit
 from passes.weight_only import StoreWeights, WeightOnlyConfig
 
-FIXED_POINT = "fixed-point"
+FIXED_POINT, STOCHASTIC, CODEBOOK = "fixed-point", "stochastic", "codebook"
+INDEX_BITS = range(3, 6)
+"""Widths at which as many numbers of any size may serve better than integers."""
+WORTH = 0.6
+"""Of the loss or drop of integers, what a codebook must come down to."""
+LARGE = 1 << 22
+"""Weights from which on a network of a given width is not rounded twice."""
 NAMES = tuple(dict.fromkeys((*CODINGS, *STRUCTURES)))
 """Every method family."""
 STRUCTURES_TRIED, STRUCTURE_SAMPLES = 8, 512
@@ -207,6 +223,7 @@ class Compressed:
         importance: What errors cost, by node name.
         reports: What each pass did.
         options: Every option of every layer that the search measured.
+        refused: Why the guard took back a structure that was tried, by the families in it.
     """
 
     shaped: Shaped
@@ -224,6 +241,7 @@ class Compressed:
     importance: Mapping[str, Importance]
     reports: tuple[PassReport, ...]
     options: Mapping[str, tuple[LayerOption, ...]]
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_met(self) -> bool:
@@ -279,6 +297,7 @@ def compress_network(
     parts: Parts,
     options: CompressOptions,
     progress: Progress,
+    write: Callable[[Quantized], tuple[bytes, tuple[PassReport, ...]]] | None = None,
 ) -> Compressed:
     """Compress a canonical float network.
 
@@ -288,12 +307,20 @@ def compress_network(
         parts: Samples.
         options: Budgets and settings.
         progress: Told (what, done, total).
+        write: Makes the file of a network, by which --max-size weighs it, and tells what that took; `onnx_file`
+            where none is given.
 
     Raises:
         OptionError: A budget or metric does not fit the network or the samples.
     """
     options.check()
     task, limit = _task(model, parts, options)
+    write = write or onnx_file
+    refused: dict[str, str] = {}
+
+    def weigh(quantized: Quantized) -> int:
+        """Bytes of model.edgec."""
+        return len(container.pack(write(quantized)[0], verify=False))
 
     def search_of(shaped: Shaped) -> Search:
         samples = parts.calibrate.arrays
@@ -307,15 +334,15 @@ def compress_network(
         subject = Subject(
             calibrated, found, parts.choose.arrays, task, options.codings, options.threads, options.seed, split
         )
-        return Search(subject, progress, _weight if options.budget.max_bytes is not None else None)
+        return Search(subject, progress, weigh if options.budget.max_bytes is not None else None)
 
-    shaped, missed = _shaped(model, parts, options, task, limit, search_of, progress)
+    shaped, missed = _shaped(model, parts, options, task, limit, search_of, refused, progress)
     search = search_of(shaped)
     trial, more = _searched(search, options, limit)
     if trial.split is not None:
         shaped = shaped.with_splits(trial.split)
     quantized = trial.quantized
-    data, reports = onnx_file(quantized)
+    data, reports = write(quantized)
     packed, sizes = container.pack_with_sizes(data)
     if options.budget.max_bytes is not None and len(packed) > options.budget.max_bytes:
         missed = (*missed, f"the nearest file has {len(packed)} bytes, not {options.budget.max_bytes}")
@@ -335,6 +362,7 @@ def compress_network(
         search.subject.importance,
         (*shaped.reports, quantized.report, *reports),
         dict(zip(search.names, map(tuple, search.table), strict=True)),
+        refused,
     )
 
 
@@ -345,9 +373,13 @@ def _shaped(
     task: Task,
     limit: float | None,
     search_of: Callable[[Shaped], Search],
+    refused: dict[str, str],
     progress: Progress,
 ) -> tuple[Shaped, tuple[str, ...]]:
-    """The network with the structure that the budget of multiplications asks for, and what is missed."""
+    """The network with the structure that the budget of multiplications asks for, and what is missed.
+
+    Why the guard took structures back is added to `refused`, by family.
+    """
     budget, families = options.budget, tuple(name for name in options.families if name in STRUCTURES)
     whole = StructureSearch(model, {}, {}).whole()
     if not budget.asks_macs:
@@ -364,7 +396,13 @@ def _shaped(
     if budget.max_macs is not None:
         shaped = search.within(budget.max_macs)
         return shaped, _missed_macs(shaped, budget.max_macs)
-    return _fewest(whole, search, lambda shaped: _answers(shaped, parts, task, limit), search_of, options), ()
+
+    def excess(shaped: Shaped) -> str:
+        """Why the answers of a network do not keep to the drop; empty where they do."""
+        outputs = in_onnxruntime(shaped.model, parts.choose.arrays)
+        return "" if limit is None or task.keeps(outputs, limit) else task.excess(outputs, limit)
+
+    return _fewest(whole, search, excess, search_of, options, refused), ()
 
 
 def _missed_macs(shaped: Shaped, max_macs: int | None) -> tuple[str, ...]:
@@ -373,40 +411,45 @@ def _missed_macs(shaped: Shaped, max_macs: int | None) -> tuple[str, ...]:
     return (f"the fewest multiplications of any plan are {shaped.macs}, not {max_macs}",)
 
 
-def _answers(shaped: Shaped, parts: Parts, task: Task, limit: float | None) -> bool:
-    """Whether a network, still in float, keeps to the drop."""
-    return limit is None or task.keeps(in_onnxruntime(shaped.model, parts.choose.arrays), limit)
-
-
 def _fewest(
     whole: Shaped,
     search: StructureSearch,
-    keeps: Callable[[Shaped], bool],
+    excess: Callable[[Shaped], str],
     search_of: Callable[[Shaped], Search],
     options: CompressOptions,
+    refused: dict[str, str],
 ) -> Shaped:
     """The network with the fewest multiplications that keeps to the drop, in float and then with its integers."""
     kept, (low, high) = [whole], STRUCTURE_LOSSES
+
+    def refuse(shaped: Shaped, why: str) -> None:
+        for family in shaped.structure.families:
+            refused[family] = f"at {shaped.macs:,} multiplications the network {why}"
+
     for _ in range(STRUCTURES_TRIED):
         loss = math.sqrt(low * high)
         shaped = search.spending(loss)
-        if keeps(shaped):
+        if why := excess(shaped):
+            refuse(shaped, f"{why}, in float")
+            high = loss
+        else:
             if shaped.macs < kept[-1].macs:
                 kept.append(shaped)
             low = loss
-        else:
-            high = loss
 
     def keeps_as_integers(shaped: Shaped) -> bool:
         trial, missed = _searched(search_of(shaped), options, None)
-        return not missed and keeps(Shaped(trial.quantized.model, shaped.structure, {}, shaped.macs))
+        why = "; ".join(missed) or excess(Shaped(trial.quantized.model, shaped.structure, {}, shaped.macs))
+        if why:
+            refuse(shaped, f"{why}, with its integers")
+        return not why
 
     is_cut = False
     while len(kept) > 1 and not keeps_as_integers(kept[-1]):
         high, is_cut = kept.pop().structure.loss, True
     if not is_cut:
         return kept[-1]
-    return _refined(kept[-1], high, search, lambda each: keeps(each) and keeps_as_integers(each))
+    return _refined(kept[-1], high, search, lambda each: not excess(each) and keeps_as_integers(each))
 
 
 def _refined(best: Shaped, high: float, search: StructureSearch, keeps: Callable[[Shaped], bool]) -> Shaped:
@@ -455,14 +498,36 @@ def _importance(
     return sensitivity.calibrated(model, samples, found, progress=progress).importance
 
 
+def _at_width(search: Search, options: CompressOptions) -> Trial:
+    """Every layer at the bits asked for.
+
+    Narrow codes are tried as integers and as indices of a codebook: of as many numbers, but any. Those take about half
+    a bit more once they are coded, for which rounding gives about half the loss: less is no reason to take them. Of
+    metrics that count samples the divergence alone tells, for their drop is chance.
+    """
+    bits, aims = options.weights, search.subject.calibrated.aims
+
+    def tried(family: str, recipe: Recipe) -> Trial:
+        return search.carry_out(dict.fromkeys(aims, LayerOption(family, recipe, 0.0, 0.0)), 0.0)
+
+    if options.is_stochastic:
+        return tried(STOCHASTIC, Stochastic(bits, options.seed))
+    plain = tried(FIXED_POINT, Uniform(bits, is_searched=bits < WIDE_BITS))
+    weights = sum(aim.weights.size for aim in aims.values())
+    if bits not in INDEX_BITS or CODEBOOK not in options.families or weights > LARGE:
+        return plain
+    shared = tried(CODEBOOK, Codebook(1 << bits))
+    is_better = shared.divergence <= WORTH * plain.divergence
+    if search.subject.task.metric.kind not in COUNTED:
+        is_better |= shared.drop <= WORTH * plain.drop
+    return shared if is_better else plain
+
+
 def _searched(search: Search, options: CompressOptions, limit: float | None) -> tuple[Trial, tuple[str, ...]]:
     """The best plan that keeps to the budget, else the nearest, and what it misses."""
     budget = options.budget
     if not options.is_searched:
-        bits, seed = options.weights, options.seed
-        recipe: Recipe = Stochastic(bits, seed) if options.is_stochastic else Uniform(bits)
-        option = LayerOption(FIXED_POINT, recipe, 0.0, 0.0)
-        trial = search.carry_out(dict.fromkeys(search.subject.calibrated.aims, option), 0.0)
+        trial = _at_width(search, options)
         return trial, _missed_drop(search, trial, options, limit)
     search.prepare()
     if budget.points:
@@ -510,11 +575,6 @@ def onnx_file(quantized: Quantized) -> tuple[bytes, tuple[PassReport, ...]]:
     compact(model)
     data = stored.serialized(model)
     return data, (PassReport("store-codes", emitted, reasons), weights.report)
-
-
-def _weight(quantized: Quantized) -> int:
-    """Bytes of model.edgec."""
-    return len(container.pack(onnx_file(quantized)[0], verify=False))
 
 
 def _sqnr(model: ir.Model, quantized: Quantized, parts: Parts, progress: Progress) -> dict[str, float]:

@@ -73,7 +73,8 @@ METRICS: dict[Kind, Metric] = {
         Metric("rank", "Spearman correlation with the original's scores", ("",)),
     )
 }
-_SHARES = ("top-1", "agreement", "auc")
+COUNTED = ("top-1", "agreement", "auc")
+"""Metrics that are shares of samples, or of pairs of them."""
 _BY_CLASS = ("top-1", "agreement", "margin")
 
 
@@ -301,6 +302,18 @@ class Task:
                 return True
         return self.compare(outputs).interval[1] <= limit
 
+    def excess(self, outputs: Outputs, limit: float) -> str:
+        """Why `outputs` do not keep to `limit`, as a sentence's end: "drops 1.4 pt, more than 1 pt"."""
+        found = self.compare(outputs)
+        shown = [amount(value, found.unit) for value in (found.drop, found.interval[1], limit)]
+        if not found.drop <= limit * (1 + _ROUNDING):
+            return f"drops {shown[0]}, more than {shown[2]}"
+        if self.metric.kind in ("top-1", "agreement") and (expected := self._expected(outputs)) > limit:
+            what = "the right class" if self.metric.kind == "top-1" and self.labels is not None else "a class"
+            moved = amount(expected, found.unit)
+            return f"drops {shown[0]}, but the mean probability of {what} moves by {moved}, more than {shown[2]}"
+        return f"drops {shown[0]}, but on other samples perhaps {shown[1]}, more than {shown[2]}"
+
     def _expected(self, outputs: Outputs) -> float:
         if self.metric.kind == "top-1" and (drop := self._probability_drop(outputs)) is not None:
             return drop
@@ -427,7 +440,7 @@ def drop_limit(drop: Drop, task: Task) -> float:
             f"write it like {' or '.join(written[unit] for unit in metric.units)}",
         )
     limit = drop.number / 100 if drop.unit else drop.number
-    if metric.kind in (*_SHARES, "rank") and limit > 1:
+    if metric.kind in (*COUNTED, "rank") and limit > 1:
         raise _error(f"a drop of {drop} is more than all of it ({metric.title})", "give at most 1, which is 100pt")
     step = _of_one_sample(task)
     if limit < step * (1 - 1e-9):
@@ -715,6 +728,13 @@ def _resampled(seed: int, statistic: _Statistic, a: Array, b: Array) -> tuple[fl
         return math.nan, math.nan
     low, high = np.quantile(values, (0.025, 0.975), method="inverted_cdf")
     return float(low), float(high)
+
+
+def amount(drop: float | None, unit: str) -> str:
+    """0.0125 as "1.25 pt"."""
+    if drop is None or math.isnan(drop):
+        return "n/a"
+    return f"{100 * drop:.2f} {unit}" if unit else f"{drop:.4g}"
 
 
 def _error(message: str, remedy: str) -> OptionError:

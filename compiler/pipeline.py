@@ -22,7 +22,7 @@ from compiler.report_html import to_html
 from compiler.targets import OptionError, Plan, Target
 from compiler.version import VERSION
 from passes.base import PassReport, run
-from passes.quantize import QuantizeConfig, quantize
+from passes.quantize import QuantizeConfig, Quantized, quantize
 from passes.remove_dead_channels import RemoveDeadChannels
 from sim.verilator import find_tools
 
@@ -105,7 +105,6 @@ def compile(path: Path, destination: Path, options: CompileOptions, progress: Pr
         if options.compression is not None:
             packed = container.pack((folder / artefact.MODEL).read_bytes())
             (folder / artefact.PACKED).write_bytes(packed)
-            network = replace(network, missed=(*network.missed, *_missed_size(len(packed), options.compression)))
         inputs = stored.write_samples(folder, network.lowered, network.quantized, network.samples.arrays)
         progress("build", 0, 0)
         plan = target.plan(network.lowered.graph)
@@ -119,12 +118,6 @@ def compile(path: Path, destination: Path, options: CompileOptions, progress: Pr
         (folder / artefact.REPORT_HTML).write_text(to_html(report), encoding="utf-8")
         artefact.seal(folder, _manifest(network, report, options))
     return report
-
-
-def _missed_size(size: int, compression: CompressOptions) -> tuple[str, ...]:
-    """The file of an artefact has all names and shapes, so it is larger than the search made it."""
-    most = compression.budget.max_bytes
-    return () if most is None or size <= most else (f"{artefact.PACKED} has {size} bytes, not {most}",)
 
 
 def _check_bits(target: Target, compression: CompressOptions) -> None:
@@ -181,13 +174,20 @@ def _compressed(
 ) -> Network:
     """From the float graph to integer layers, under budgets."""
     parts = read_parts(imported.model, compression, progress)
-    made = compress_network(imported.model, lambda model: partition(model).nodes, parts, compression, progress)
+    made = compress_network(
+        imported.model, lambda model: partition(model).nodes, parts, compression, progress, _written
+    )
     progress("lower", 0, 0)
     shaped = made.shaped.model
     lowered = lower(made.quantized.model, partition(shaped))
     samples = replace(parts.calibrate, warnings=parts.warnings)
     reports = (*imported.reports, *made.reports)
     return Network(imported, shaped, samples, made.quantized.model, lowered, reports, made.missed)
+
+
+def _written(quantized: Quantized) -> tuple[bytes, tuple[PassReport, ...]]:
+    """model.onnx of an artefact: with all names and shapes, for it is lowered again when it is opened."""
+    return stored.serialized(quantized.model), ()
 
 
 def _without_dead_channels(imported: Imported, options: CompileOptions) -> Imported:

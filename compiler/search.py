@@ -81,6 +81,7 @@ class Trial:
         divergence: From the original's answers, in the unit of `predicted`.
         bytes: Of the file, estimated from the codes unless it is weighed.
         split: The float network in which layers were split, or None.
+        refused: Why the guard did not keep it; empty where it was kept or nothing was guarded.
     """
 
     recipes: Mapping[str, LayerOption]
@@ -91,6 +92,12 @@ class Trial:
     divergence: float
     bytes: int
     split: ir.Model | None = None
+    refused: str = ""
+
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Method families of its layers, sorted."""
+        return tuple(sorted({option.family for option in self.recipes.values()}))
 
 
 @dataclass(eq=False)
@@ -156,11 +163,17 @@ class Search:
                 low = loss
             else:
                 high = loss
+                self.refuse(trial, max_drop)
             if low and high / low < CLOSE or high <= least:
                 break
             loss = loss * STRIDE if math.isinf(high) else high / STRIDE if not low else math.sqrt(low * high)
             loss = max(loss, least)
         return best
+
+    def refuse(self, trial: Trial, max_drop: float) -> None:
+        """Note that the guard did not keep a plan, and why."""
+        why = self.subject.task.excess(trial.outputs, max_drop)
+        self.trials = [replace(each, refused=why) if each is trial else each for each in self.trials]
 
     def within_size(self, max_bytes: int) -> tuple[Trial, bool]:
         """The plan of least predicted loss whose file keeps to `max_bytes`, and whether it does."""

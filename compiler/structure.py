@@ -57,6 +57,11 @@ class Structure:
     def is_empty(self) -> bool:
         return not self.removal and not self.ranks
 
+    @property
+    def families(self) -> tuple[str, ...]:
+        """Those of NAMES that it uses."""
+        return (*((CHANNELS,) if self.removal else ()), *((LOW_RANK,) if self.ranks else ()))
+
 
 @dataclass(frozen=True, eq=False)
 class Shaped:

@@ -17,6 +17,8 @@ from passes.statistics import Arrays, Progress
 
 NOISE = 2.0**-20
 """Variance relative to the mean square below which it is float32 noise: what is read is constant."""
+DAMPING_MAX = 0.5
+"""Share of the mean variance that few samples add to every input's, at most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +32,7 @@ class Moments:
         shared: E[m m^T] with m the mean of x over the positions of a sample, float64 [groups, taps, taps].
         answer: Mean of the wanted responses, float64 [groups, rows], or None where none were given.
         cross: E[y x^T] with y the wanted response, float64 [groups, rows, taps], or None.
+        power: E[y^2], float64 [groups, rows], or None.
     """
 
     count: int
@@ -38,6 +41,7 @@ class Moments:
     shared: NDArray[np.float64]
     answer: NDArray[np.float64] | None = None
     cross: NDArray[np.float64] | None = None
+    power: NDArray[np.float64] | None = None
 
     @property
     def covariance(self) -> NDArray[np.float64]:
@@ -56,16 +60,27 @@ class Moments:
             return None
         return self.cross - self.answer[:, :, None] * self.mean[:, None, :]
 
+    @property
+    def answer_variance(self) -> NDArray[np.float64] | None:
+        """Of the wanted responses, float64 [groups, rows]."""
+        if self.power is None or self.answer is None:
+            return None
+        return np.maximum(self.power - np.square(self.answer), 0.0)
+
     def hessian(self, share: float = 0.1, shared: float = 0.0) -> NDArray[np.float64]:
         """The covariance plus `shared` times the shared covariance, damped.
 
         Args:
-            share: Of the mean diagonal, added; more where positions are fewer than taps.
+            share: Of the mean diagonal, added; more where positions are hardly more than taps, or fewer.
             shared: What shared errors cost beside independent ones.
         """
-        share = max(share, self.mean.shape[1] / max(self.count, 1))
+        share = self.damping(share)
         whole = self.covariance + shared * self.shared_covariance if shared else self.covariance
         return np.stack([damped(each, share) for each in np.where(self._is_constant(), 0.0, whole)])
+
+    def damping(self, share: float) -> float:
+        """The share that `hessian` adds. What inputs have in common keeps even few samples from telling nothing."""
+        return max(share, min(self.mean.shape[1] / max(self.count, 1), DAMPING_MAX))
 
     def _is_constant(self) -> NDArray[np.bool_]:
         """Whether what a group reads does not vary, but for float32 noise, bool [groups, 1, 1]."""
@@ -133,6 +148,7 @@ class Gatherer:
         self._shared = np.zeros((layer.groups, layer.taps, layer.taps))
         self._answer = np.zeros((layer.groups, layer.rows))
         self._cross = np.zeros((layer.groups, layer.rows, layer.taps))
+        self._power = np.zeros((layer.groups, layer.rows))
         self._has_answers = False
         self._waiting_positions = 0
         self._waiting: list[tuple[NDArray[np.float32], NDArray[np.float32] | None]] = []
@@ -147,6 +163,7 @@ class Gatherer:
         if wanted is not None:
             self._has_answers = True
             self._answer += wanted.sum(axis=2, dtype=np.float64)
+            self._power += np.square(wanted).sum(axis=2, dtype=np.float64)
         self._totals.append(total / math.sqrt(seen.shape[2]))
         if len(self._totals) == TOTALS:
             self._add_totals()
@@ -179,7 +196,7 @@ class Gatherer:
         self._flush()
         self._add_totals()
         n = self._count
-        answers = (self._answer / n, self._cross / n) if self._has_answers else (None, None)
+        answers = (self._answer / n, self._cross / n, self._power / n) if self._has_answers else (None, None, None)
         return Moments(n, self._sum / n, self._square / n, self._shared / n, *answers)
 
 

@@ -17,6 +17,9 @@ SHRINKAGE = 0.1
 CORRELATION_SHRINKAGE = 0.1
 """How far correlations between output channels are drawn to 0, for the same reason."""
 _ROW_MIN = 1e-12
+MANY = 16
+"""So many positions for each tap leave hardly anything to chance."""
+OPTIMISM_MAX = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,10 +76,38 @@ def _drawn_together(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.sqrt(np.maximum(rows, 1e-3 * mean) * mean)
 
 
-def problem_of(layer: Layer, weights: NDArray[np.generic], moments: Moments, importance: Importance) -> Problem:
-    """The rounding problem of one layer."""
+def optimism(moments: Moments) -> float:
+    """How much more weights that were fitted to n positions lose on others: (n + p) / (n - p) with p what they fit.
+
+    p = tr(C (C + damping)^-1) is the number of inputs that the damping leaves to be fitted.
+
+    Source: Akaike, Fitting Autoregressive Models for Prediction, 1969, for the ratio.
+    """
+    count, taps = moments.count, moments.mean.shape[1]
+    if count >= MANY * taps:
+        return 1.0
+    pairs = zip(moments.hessian(SHRINKAGE), moments.covariance, strict=True)
+    free = float(np.mean([np.trace(np.linalg.solve(hessian, covariance)) for hessian, covariance in pairs]))
+    return min((count + free) / max(count - free, 1e-30), OPTIMISM_MAX) if free < count else OPTIMISM_MAX
+
+
+def problem_of(
+    layer: Layer,
+    weights: NDArray[np.generic],
+    moments: Moments,
+    importance: Importance,
+    *,
+    is_fitted: bool = True,
+) -> Problem:
+    """The rounding problem of one layer.
+
+    Args:
+        layer, weights, moments, importance: Of the layer.
+        is_fitted: Whether weights will be chosen by it: then they lose more on other samples than it says of its own.
+    """
     ratio, rows = weighing(moments, importance)
     hessian = moments.hessian(SHRINKAGE, ratio)
+    rows = rows * optimism(moments) if is_fitted else rows
     return Problem(layer.matrix(weights), hessian, rows.reshape(layer.groups, layer.rows), layer.kernel)
 
 

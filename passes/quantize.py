@@ -38,8 +38,6 @@ from passes.statistics import Arrays, Progress
 
 MEMORY = 64 * 2**20
 """Bytes that the wanted responses of one layer may take; larger networks are reconstructed on fewer samples."""
-
-
 SEEN, WORK = 4, 4 * 10**9
 """Positions for each tap that make a covariance sure, and multiplications that one walk over samples for that takes."""
 

@@ -8,12 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from passes.recipes import Coded, Problem
+from passes.scale_grid import STEPS_PER_OCTAVE
 from passes.solvers.gptq import Rate, code_lengths, gptq, mse_scales, polish
 
 GPTQ_TAPS_MAX = 8192
 """Weights that one output channel may have for the sweep: its matrix has the square of that."""
 WIDE_BITS = 8
 """From here on the range of the weights is kept whole: clipping costs more than it gains."""
+SEARCHED = (0, -1, 1, -2, 2)
+"""Steps of the coarse grid from the scale of least rounding error that a search tries, in the order of preference."""
+SEARCH_WORK = 5e8
+"""Weights times weights of a channel, up to which a layer is rounded so often."""
 SLOPE = np.log(2) / 6
 """-d(distortion) / d(bit) of a uniform quantizer, in units of step**2: step**2 / 12 falls to a quarter a bit."""
 
@@ -32,10 +37,13 @@ class Uniform:
     Attributes:
         bits: 2 to 16.
         is_nearest: Round to the nearest integer instead.
+        is_searched: Below 8 bits, whether a layer is rounded at several scales of the coarse grid, and each row keeps
+            the one at which the layer's output errs least.
     """
 
     bits: int = 8
     is_nearest: bool = False
+    is_searched: bool = False
 
     @property
     def name(self) -> str:
@@ -49,7 +57,20 @@ class Uniform:
         if self.bits >= WIDE_BITS:
             return np.asarray(np.abs(problem.weights).max(axis=2, initial=0.0) / self.limit)
         diagonal = np.diagonal(problem.hessian, axis1=1, axis2=2)
-        return np.stack([mse_scales(w, self.limit, d) for w, d in zip(problem.weights, diagonal, strict=True)])
+        wished = np.stack([mse_scales(w, self.limit, d) for w, d in zip(problem.weights, diagonal, strict=True)])
+        is_small = problem.weights.size * problem.weights.shape[2] <= SEARCH_WORK
+        return self._best(problem, wished) if self.is_searched and is_small else wished
+
+    def _best(self, problem: Problem, wished: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of the coarse grid's scales around those wished for, each row's that loses least, float64 [groups, rows]."""
+        middle = np.rint(np.log2(np.maximum(wished, np.finfo(np.float32).tiny)) * STEPS_PER_OCTAVE)
+        best, least = wished, np.full(wished.shape, np.inf)
+        for add in SEARCHED:
+            scale = np.exp2((middle + add) / STEPS_PER_OCTAVE)
+            delta = self.codes(problem, scale).codes * scale[:, :, None] - problem.weights
+            loss = np.einsum("grt,grt->gr", delta @ problem.hessian, delta)
+            best, least = np.where(loss < least, scale, best), np.minimum(loss, least)
+        return best
 
     def nearest_scales(self, weights: NDArray[np.floating], variance: NDArray[np.float64]) -> NDArray[np.float64]:
         """The scales that it would like for rounding to the nearest, float64 [rows]; 0 for a row of zeros.

@@ -14,7 +14,7 @@ from passes import statistics
 from passes.base import Notes, Rewrite
 from passes.gram import Gatherer, Means, Moments
 from passes.layer import Layer, layers
-from passes.problem import SHRINKAGE, Importance, problem_of
+from passes.problem import SHRINKAGE, Importance, optimism, problem_of
 from passes.quantize_weights import WEIGHT_MAX, bias_codes, dead_channels, fitted, nearest_codes
 from passes.recipes import AsFound, Coded, Problem, Recipe, RecipeError
 from passes.recipes_uniform import WIDE_BITS, Uniform
@@ -32,6 +32,8 @@ SPILL = 256 * 2**20
 """Bytes of responses that are held in memory; more goes to a temporary file."""
 
 
+SLOPE_MAX = 1.25
+"""Rows are drawn out by no more: beyond that they are noise."""
 BIAS_EXPONENT_MAX = 12
 """Biases are stored as multiples of s_y / 2**e with e up to this."""
 NEAREST_BIAS_EXPONENT = 5
@@ -197,7 +199,7 @@ class Reconstruct(Rewrite):
             notes.change(node)
             return
         moments = self._moments(layer, inputs, self._wanted.values[name])
-        problem = self._problem(name, layer, aim, moments, is_fixed=isinstance(recipe, AsFound))
+        problem = self._problem(name, layer, aim, moments, recipe)
         is_dead = dead_channels(aim.weights, aim.source, aim.target)
         problem.weights[is_dead.reshape(problem.weights.shape[:2])] = 0
         try:
@@ -205,6 +207,8 @@ class Reconstruct(Rewrite):
         except RecipeError as error:
             self._fall_back(node, f"{recipe.name}: {error}; it is W8 instead", notes)
             recipe = Uniform()
+            problem = self._problem(name, layer, aim, moments, recipe)
+            problem.weights[is_dead.reshape(problem.weights.shape[:2])] = 0
             coded, scale = self._coded(recipe, problem, aim)
         real = coded.codes * scale.astype(np.float64).reshape(*coded.codes.shape[:2], 1)
         assert moments.answer is not None
@@ -215,7 +219,8 @@ class Reconstruct(Rewrite):
         self.losses[name] = problem.loss(real)
         bias = bias.ravel()
         if self._config.is_coarse:
-            bias = _coarse(bias, _bias_step(problem, scale, self._importance.get(name)), aim.target)
+            step = _bias_step(problem, scale, self._importance.get(name)) / math.sqrt(optimism(moments))
+            bias = _coarse(bias, step, aim.target)
         stored = bias_codes(bias, aim.source, scale)
         _write(node, np.asarray(layer.stored(coded.codes)), scale, stored, aim.source)
         notes.change(node)
@@ -257,12 +262,12 @@ class Reconstruct(Rewrite):
             gatherer.add(sample, answer)
         return gatherer.moments()
 
-    def _problem(self, name: str, layer: Layer, aim: Aim, moments: Moments, *, is_fixed: bool) -> Problem:
+    def _problem(self, name: str, layer: Layer, aim: Aim, moments: Moments, recipe: Recipe) -> Problem:
         importance = self._importance.get(name) or Importance.even(layer.channels)
         made = problem_of(layer, aim.weights, moments, importance)
-        if is_fixed or not self._config.follow:
+        if isinstance(recipe, AsFound) or not self._config.follow:
             return made
-        return replace(made, weights=_followed(made.weights, moments, moments.hessian(SHRINKAGE)))
+        return replace(made, weights=_followed(made.weights, moments, is_wary=_is_wide(recipe)))
 
     def _coded(self, recipe: Recipe, problem: Problem, aim: Aim) -> tuple[Coded, NDArray[np.float32]]:
         latest: list[Coded] = []
@@ -272,6 +277,7 @@ class Reconstruct(Rewrite):
             return latest[0].codes.reshape(scale.size, -1)
 
         wished = recipe.scales(problem).ravel()
+        is_best = isinstance(recipe, Uniform) and recipe.is_searched
         rows, diagonal = problem.weights.reshape(wished.size, -1), np.diagonal(problem.hessian, axis1=1, axis2=2)
         scale, _ = fitted(
             np.where(problem.weights.any(axis=2).ravel(), wished, 0.0),
@@ -281,7 +287,7 @@ class Reconstruct(Rewrite):
             aim.target,
             acc_bits=self._config.acc_bits,
             is_coarse=self._config.is_coarse and not isinstance(recipe, AsFound),
-            least=_least(rows, diagonal, wished, recipe.limit) if self._config.is_coarse else 0.0,
+            least=_least(rows, diagonal, wished, recipe.limit) if self._config.is_coarse and not is_best else 0.0,
         )
         return latest[0], scale
 
@@ -291,16 +297,62 @@ def _is_wide(recipe: Recipe) -> bool:
     return isinstance(recipe, Uniform) and (recipe.is_nearest or recipe.bits >= WIDE_BITS)
 
 
-def _followed(weights: NDArray[np.float64], moments: Moments, hessian: NDArray[np.float64]) -> NDArray[np.float64]:
+def _followed(weights: NDArray[np.float64], moments: Moments, *, is_wary: bool) -> NDArray[np.float64]:
     """The weights of least squared error towards the wanted responses, held to the float weights by the damping.
 
     W + (C_yx - W C_xx) (C_xx + damping)^-1; a weight of 0 stays 0.
+
+    What a layer reads carries noise, and least squares against noise shrinks: on samples unlike the calibration's,
+    where signals are larger, every layer would answer too little, and a deep network all the less. So rows are drawn
+    out again, by the root of what would give their regression on the wanted answers the slope 1: the variance is then
+    that of the wanted ones. Codes of 8 bits leave little but noise; there weights are moved by no more than the share
+    of the error that moving them takes away.
+
+    Args:
+        weights: float64 [groups, rows, taps].
+        moments: Of what the layer reads, with the wanted responses.
+        is_wary: Whether the layers before made hardly more error than the activations' rounding.
+
+    Source: Fuller, Measurement Error Models, 1987, section 1.1, for the attenuation.
     """
     cross = moments.cross_covariance
     assert cross is not None
+    hessian = moments.hessian(SHRINKAGE)
     rest = cross - weights @ moments.covariance
     moved = weights + np.stack([np.linalg.solve(h, r.T).T for h, r in zip(hessian, rest, strict=True)])
-    return np.where(weights != 0, moved, 0.0)
+    if is_wary:
+        moved = weights + _explained(weights, moved, moments) * (moved - weights)
+    drawn = moved * np.sqrt(_slope(moved, moments))[:, :, None]
+    return np.where(weights != 0, drawn, 0.0)
+
+
+def _explained(before: NDArray[np.float64], after: NDArray[np.float64], moments: Moments) -> float:
+    """The share of the squared error towards the wanted responses that other weights take away, 0 to 1."""
+    old, new = (_error(weights, moments) for weights in (before, after))
+    return min(max(1 - new / old, 0.0), 1.0) if old > 0 else 0.0
+
+
+def _error(weights: NDArray[np.float64], moments: Moments) -> float:
+    """Mean squared error towards the wanted responses, their means apart, of all rows together."""
+    variance, cross = moments.answer_variance, moments.cross_covariance
+    assert variance is not None
+    assert cross is not None
+    own = np.einsum("grt,grt->gr", weights @ moments.covariance, weights)
+    return float((variance - 2 * np.einsum("grt,grt->gr", weights, cross) + own).sum())
+
+
+def _slope(weights: NDArray[np.float64], moments: Moments) -> NDArray[np.float64]:
+    """By what to multiply each row for its answers to follow the wanted ones one to one, float64 [groups, rows].
+
+    1 where the two are hardly related.
+    """
+    variance, cross = moments.answer_variance, moments.cross_covariance
+    assert variance is not None
+    assert cross is not None
+    shared = np.einsum("grt,grt->gr", weights, cross)
+    is_related = shared * SLOPE_MAX > variance
+    slope = np.divide(variance, shared, out=np.ones_like(shared), where=is_related & (shared > 0))
+    return np.clip(slope, 1 / SLOPE_MAX, SLOPE_MAX)
 
 
 def _least(

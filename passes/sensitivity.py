@@ -131,7 +131,7 @@ def _probed(
     node = next(node for node in copy.graph if node.name == name)
     weights = edit.constant(node.inputs[1])
     assert weights is not None
-    problem = problem_of(layer, weights, moments, importance)
+    problem = problem_of(layer, weights, moments, importance, is_fitted=False)
     left = np.diagonal(problem.hessian, axis1=1, axis2=2)[:, None, :] * problem.importance[:, :, None]
     live = problem.weights != 0
     step = math.sqrt(12 * cost / max(int(live.sum()), 1))

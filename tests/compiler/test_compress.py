@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -13,10 +16,11 @@ from click.testing import CliRunner
 
 from compiler import compression
 from compiler.cli import MISSED, OK, USAGE, cli
-from compiler.compress import compress
-from compiler.compression import CompressOptions
+from compiler.compress import _families, compress
+from compiler.compression import Budget, Compressed, CompressOptions
 from compiler.importer import import_model
 from passes import graph as edit
+from passes.families import NAMES
 from passes.layer import layers
 from passes.recipes import Coded, Problem, RecipeError
 from passes.recipes_coded import Ternary
@@ -109,7 +113,7 @@ def test_compile_tells_a_missed_size(given: list[str]) -> None:
     assert ran.exit_code == MISSED, ran.output
     folder = Path(given[-1])
     size = (folder / "model.edgec").stat().st_size
-    assert f"model.edgec has {size} bytes, not 100" in json.loads((folder / "report.json").read_text())["missed"]
+    assert f"the nearest file has {size} bytes, not 100" in json.loads((folder / "report.json").read_text())["missed"]
     assert json.loads((folder / "manifest.json").read_text())["options"]["max_size"] == "100"
 
 
@@ -136,7 +140,7 @@ def test_a_layer_that_falls_back_is_reported_as_what_it_is(given: list[str], mon
     monkeypatch.setattr(Ternary, "codes", refuse)
     folder = Path(given[-1])
     options = CompressOptions(calibration=folder.parent / "samples.npz", families=("fixed-point",))
-    monkeypatch.setattr(compression, "Uniform", lambda bits=8: Ternary() if bits == 5 else Uniform(bits))
+    monkeypatch.setattr(compression, "Uniform", lambda bits=8, **_: Ternary() if bits == 5 else Uniform(bits))
     found = compress(Path(given[1]), folder, replace(options, weights=5), lambda what, done, total: None)
     for layer in found.layers:
         assert (layer.recipe, layer.bits) == ("W8", 8)
@@ -147,3 +151,58 @@ def test_a_size_is_kept_to_and_made_use_of(given: list[str]) -> None:
     found = report(given, "--only", "entropy", "--max-size", "1300")
     assert 0.97 * 1300 < found["parts"]["total"] <= 1300
     assert (Path(given[-1]) / "model.edgec").stat().st_size == found["parts"]["total"]
+
+
+def test_every_family_of_a_search_has_its_outcome_and_a_reason(given: list[str]) -> None:
+    found = report(given, "--without", "ternary", "--metric", "relative-error", "--max-drop", "0.005")
+    outcomes = {each["name"]: each for each in found["passes"] if each["name"] in NAMES}
+    assert set(outcomes) == set(NAMES)
+    used = [each for each in outcomes.values() if each["outcome"] == "kept"]
+    assert sum(each["changed"] for each in used) >= len(found["layers"])
+    assert outcomes["ternary"]["outcome"] == "off"
+    assert outcomes["ternary"]["reason"] == "left out by --only or --without"
+    others = [each for each in outcomes.values() if each["outcome"] != "kept"]
+    assert all(each["reason"] for each in others)
+
+
+def test_a_family_that_only_refused_plans_have_was_rolled_back() -> None:
+    def trial(families: tuple[str, ...], drop: float, refused: str) -> SimpleNamespace:
+        recipes = {str(n): SimpleNamespace(family=family) for n, family in enumerate(families)}
+        return SimpleNamespace(
+            recipes=recipes, families=families, drop=drop, bytes=1000, refused=refused, quantized=refused
+        )
+
+    trials = [
+        trial(("entropy", "entropy"), 0.001, ""),
+        trial(("vector", "entropy"), 0.02, "drops 0.02, more than 0.01"),
+        trial(("vector", "vector"), 0.03, "drops 0.03, more than 0.01"),
+    ]
+    structure = SimpleNamespace(removal={}, ranks={}, families=())
+    made = SimpleNamespace(trials=trials, quantized="", refused={}, shaped=SimpleNamespace(structure=structure))
+    options = CompressOptions(budget=Budget(max_drop="0.01"))
+    found = {each.name: each for each in _families(cast(Compressed, made), options)}
+    assert (found["entropy"].outcome, found["entropy"].changed) == ("kept", 2)
+    assert (found["vector"].outcome, found["vector"].drop) == ("rolled back", 0.02)
+    assert found["vector"].reason == "the plan of 1,000 bytes that has it in 1 layers drops 0.02, more than 0.01"
+    assert found["prune"].outcome == "no change"
+
+
+def test_narrow_codes_are_a_codebook_only_where_that_saves_much_of_the_loss(given: list[str]) -> None:
+    both = report(given, "--weights", "4")
+    shutil.rmtree(given[-1])
+    plain = report(given, "--weights", "4", "--without", "codebook")
+    assert {each["recipe"] for each in plain["layers"]} == {"W4"}
+    recipes = {each["recipe"] for each in both["layers"]}
+    assert len(recipes) == 1
+    is_better = both["quality"]["drop"] <= 0.6 * plain["quality"]["drop"]
+    assert recipes == ({"codebook 16"} if is_better else {"W4"})
+
+
+def test_compile_keeps_to_a_size(given: list[str]) -> None:
+    """The file of an artefact has all names, so it is what the search weighs."""
+    ran = CliRunner().invoke(
+        cli, ["compile", *given[1:], "--max-size", "2800", "--target", "reference", "--only", "entropy"]
+    )
+    assert ran.exit_code == OK, ran.output
+    assert (Path(given[-1]) / "model.edgec").stat().st_size <= 2800
+    assert json.loads((Path(given[-1]) / "report.json").read_text())["missed"] == []

@@ -96,10 +96,27 @@ def test_hessian_is_symmetric_positive_definite_however_few_samples() -> None:
     found = gathered(CONV, normal(1, 3, 5, 5))
     hessian = found.hessian(0.01)[0]
     np.testing.assert_array_equal(hessian, hessian.T)
-    # Nine positions cannot say what 27 taps do: three times the mean variance is added.
+    # Nine positions cannot say what 27 taps do: as much of the mean variance is added as ever.
     mean = np.trace(found.covariance[0]) / 27
-    np.testing.assert_allclose(hessian - found.covariance[0], np.eye(27) * 3 * mean, atol=1e-12)
+    np.testing.assert_allclose(hessian - found.covariance[0], np.eye(27) * 0.5 * mean, atol=1e-12)
     assert np.linalg.eigvalsh(hessian).min() > 0
+
+
+def test_few_positions_are_damped_by_how_few_they_are() -> None:
+    """45 positions of 27 taps would be 0.6 of the mean variance, 90 are 0.3; beyond that what is asked for."""
+    counts = (5, 10, 100)
+    shares = [gathered(CONV, normal(count, 3, 5, 5)).damping(0.1) for count in counts]
+    np.testing.assert_allclose(shares, [0.5, 0.3, 0.1], rtol=1e-12)
+
+
+def test_the_variance_of_the_wanted_answers() -> None:
+    found, wanted = Gatherer(CONV), normal(20, 1, 4, 9, seed=8)
+    for sample, answer in zip(normal(20, 3, 5, 5), wanted, strict=True):
+        found.add(sample[None], answer)
+    variance = found.moments().answer_variance
+    assert variance is not None
+    np.testing.assert_allclose(variance[0], np.moveaxis(wanted[:, 0], 1, 0).reshape(4, -1).var(axis=1), rtol=1e-5)
+    assert gathered(CONV, normal(3, 3, 5, 5)).answer_variance is None
 
 
 def test_shared_errors_count_as_much_as_asked() -> None:

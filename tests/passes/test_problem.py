@@ -8,7 +8,17 @@ from numpy.typing import NDArray
 
 from passes.gram import Gatherer, Moments
 from passes.layer import Layer
-from passes.problem import CORRELATION_SHRINKAGE, SHRINKAGE, Importance, problem_of, turned, weighing
+from passes.problem import (
+    CORRELATION_SHRINKAGE,
+    MANY,
+    OPTIMISM_MAX,
+    SHRINKAGE,
+    Importance,
+    optimism,
+    problem_of,
+    turned,
+    weighing,
+)
 from tests.support.canonical import normal
 
 LAYER = Layer("Conv", (4, 2, 3, 3), 2, (1, 1), (1, 1, 1, 1), (1, 1))
@@ -61,7 +71,7 @@ def test_of_one_position_all_that_differs_is_shared() -> None:
     ratio, rows = weighing(found.moments(), Importance(np.zeros(4), shared))
     assert ratio == 0
     np.testing.assert_allclose(rows, together(shared), rtol=1e-12)
-    problem = problem_of(dense, normal(4, 7), found.moments(), Importance(np.zeros(4), shared))
+    problem = problem_of(dense, normal(4, 7), found.moments(), Importance(np.zeros(4), shared), is_fitted=False)
     np.testing.assert_array_equal(problem.importance, rows[None])
 
 
@@ -147,3 +157,29 @@ def test_importance_of_some_rows_keeps_what_is_between_them() -> None:
     assert few.shared.tolist() == [6, 8]
     assert few.correlation is not None
     np.testing.assert_array_equal(few.correlation, between[np.ix_([1, 3], [1, 3])])
+
+
+def dense_moments(count: int, taps: int, seed: int = 0) -> Moments:
+    gatherer = Gatherer(Layer("Gemm", (4, taps)))
+    for row in normal(count, 1, taps, seed=seed):
+        gatherer.add(row)
+    return gatherer.moments()
+
+
+def test_what_few_samples_say_of_weights_fitted_to_them_is_too_good() -> None:
+    """The ratio is that of independent inputs: n samples, p taps, of which the damping leaves a share to be fitted."""
+    found = dense_moments(100, 20)
+    values = np.linalg.eigvalsh(found.covariance[0])
+    free = (values / (values + 0.2 * values.mean())).sum()
+    assert optimism(found) == pytest.approx((100 + free) / (100 - free), rel=1e-9)
+    assert optimism(dense_moments(20 * MANY, 20)) == 1
+    assert optimism(dense_moments(2, 20)) <= OPTIMISM_MAX
+
+
+def test_the_loss_counts_what_other_samples_add_unless_nothing_is_fitted() -> None:
+    layer, found = Layer("Gemm", (4, 20)), dense_moments(100, 20)
+    even, weights = Importance(np.zeros(4), np.ones(4)), normal(4, 20)
+    plain = problem_of(layer, weights, found, even, is_fitted=False)
+    fitted = problem_of(layer, weights, found, even)
+    np.testing.assert_allclose(fitted.importance, optimism(found) * plain.importance, rtol=1e-12)
+    np.testing.assert_array_equal(fitted.hessian, plain.hessian)

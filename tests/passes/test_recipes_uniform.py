@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from passes.families import entropy_bits
 from passes.recipes import Problem
 from passes.recipes_uniform import RateDistortion, Uniform, limit_of, steady
+from passes.scale_grid import STEPS_PER_OCTAVE
 from passes.solvers.hessian import damped
 
 
@@ -156,3 +157,22 @@ def test_a_problem_with_other_weights_goes_along_the_same_walk_and_one_with_anot
     other = replace(about, hessian=2 * about.hessian)
     np.testing.assert_allclose(other.left, 2 * about.left)
     assert about.walks() is not other.walks()
+
+
+@pytest.mark.parametrize("bits", [3, 4, 6])
+def test_scales_that_were_searched_are_of_the_coarse_grid_and_lose_less_on_it(bits: int) -> None:
+    about, plain, searched = problem(), Uniform(bits), Uniform(bits, is_searched=True)
+    steps = np.log2(searched.scales(about)) * STEPS_PER_OCTAVE
+    np.testing.assert_allclose(steps, np.rint(steps), atol=1e-9)
+    nearest = np.exp2(np.rint(np.log2(plain.scales(about)) * STEPS_PER_OCTAVE) / STEPS_PER_OCTAVE)
+
+    def loss(scale: NDArray[np.float64]) -> float:
+        return about.loss(plain.codes(about, scale).codes * scale[:, :, None])
+
+    assert loss(searched.scales(about)) < loss(nearest)
+    assert searched.name == plain.name
+
+
+def test_eight_bits_are_not_searched() -> None:
+    about = problem()
+    np.testing.assert_array_equal(Uniform(8, is_searched=True).scales(about), Uniform(8).scales(about))
