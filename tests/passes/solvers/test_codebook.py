@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from passes.solvers import codebook
 from passes.solvers.codebook import (
     BINS,
     assign,
@@ -131,7 +132,8 @@ def test_rows_have_levels_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("dimension", [1, 2])
-def test_the_refit_is_the_least_squares_solution(dimension: int) -> None:
+def test_the_refit_is_the_least_squares_solution(dimension: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codebook, "REFIT_SHARE", 1e-20)
     rng = np.random.default_rng(1)
     target, hessian = rng.normal(size=(2, 5, 6)), np.stack([_spd(6, 2), _spd(6, 3)])
     weight, entries = rng.uniform(0.5, 2, (2, 5)), rng.normal(size=(3, dimension))
@@ -144,6 +146,15 @@ def test_the_refit_is_the_least_squares_solution(dimension: int) -> None:
         normal += weight[group, row] * design.T @ hessian[group] @ design
         right += weight[group, row] * design.T @ hessian[group] @ target[group, row]
     np.testing.assert_allclose(found.ravel(), np.linalg.solve(normal, right), rtol=1e-8)
+
+
+def test_the_refit_ends_where_no_integer_entry_would_move() -> None:
+    rng = np.random.default_rng(1)
+    target, hessian = rng.normal(size=(1, 5, 6)), _spd(6, 2)[None]
+    weight, indices = rng.uniform(0.5, 2, (1, 5)), rng.integers(0, 3, (1, 5, 6))
+    found = refit(rng.normal(size=(3, 1)), indices, target, hessian, weight)
+    again = refit(found, indices, target, hessian, weight)
+    np.testing.assert_allclose(found, again, atol=0.5 * np.abs(found).max() / 127)
 
 
 def test_the_refit_leaves_a_reserved_zero_alone() -> None:
