@@ -20,7 +20,8 @@ from compiler.int8_layers import LAYERS, cone_before, table
 from compiler.int8_points import Network, Placed, Point, Refused, node_name, scale_of
 from compiler.layout import View, rearrange, whole
 from compiler.operators import constant_of, dynamic_inputs, is_layout
-from compiler.partition import HostNode, Partition
+from compiler.partition import HostNode, Partition, side_of
+from compiler.phases import Side, earliest
 from passes.cones import CLAMPS
 from passes.graph import operand, shape_of
 
@@ -29,7 +30,7 @@ ACC_BITS = 24
 
 @dataclass(frozen=True)
 class Cut:
-    """A value that passes between host and accelerator.
+    """A value that passes between host and accelerator, quantized or dequantized on the host.
 
     Attributes:
         tensor: Its int8 map.
@@ -43,26 +44,55 @@ class Cut:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """One entry into the accelerator, and what the host does before it.
+
+    Attributes:
+        host: Float model that computes what the entry needs and the host does not have yet, or None.
+        inputs: What the host quantizes and sends.
+        graph: The layers. Its inputs are those of `inputs`, then tensors of earlier segments that pass as they are.
+        outputs: What the host dequantizes; two of them may be views of one tensor. Outputs of the graph that are not
+            among them are there for later segments.
+    """
+
+    host: ir.Model | None
+    inputs: tuple[Cut, ...]
+    graph: LayerGraph
+    outputs: tuple[Cut, ...]
+
+
+@dataclass(frozen=True)
 class Lowered:
     """Integer layers, and what the host does around them.
 
     Attributes:
-        graph: Between the cuts.
-        inputs: In the order of graph.inputs.
-        outputs: What the host receives; two of them may be views of one tensor.
-        head: Float model from the network's inputs to the input cuts, or None where they are the same.
-        tail: Float model from the output cuts to the network's outputs, or None where they are the same.
+        graph: All layers; inputs and outputs are what the host quantizes and dequantizes.
+        segments: The same layers by the entry in which they run, in the order of execution.
+        tail: Float model that computes what is left to do after the last segment, or None.
         host_nodes: What runs there, and why.
         points: Tensor name to (name of the int8 value in the quantized model, its view of the tensor).
     """
 
     graph: LayerGraph
-    inputs: tuple[Cut, ...]
-    outputs: tuple[Cut, ...]
-    head: ir.Model | None
+    segments: tuple[Segment, ...]
     tail: ir.Model | None
     host_nodes: tuple[HostNode, ...]
     points: Mapping[str, tuple[str, View]] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> tuple[Cut, ...]:
+        """In the order of graph.inputs."""
+        return tuple(cut for segment in self.segments for cut in segment.inputs)
+
+    @property
+    def outputs(self) -> tuple[Cut, ...]:
+        """Of all segments."""
+        return tuple(cut for segment in self.segments for cut in segment.outputs)
+
+    @property
+    def head(self) -> ir.Model | None:
+        """What the host computes before the accelerator runs for the first time."""
+        return self.segments[0].host
 
 
 def lower(quantized: ir.Model, partition: Partition, *, acc_bits: int = ACC_BITS) -> Lowered:
@@ -218,15 +248,28 @@ class _Lowering:
 
     def result(self, host_nodes: tuple[HostNode, ...]) -> Lowered:
         outputs = self._outputs()
-        tensors = tuple({cut.tensor.name: cut.tensor for cut in outputs}.values())
-        layers = _alive(self.net.layers, tensors)
-        read = {tensor.name for layer in layers for tensor in layer.inputs} | {tensor.name for tensor in tensors}
+        layers = _alive(self.net.layers, {cut.tensor.name for cut in outputs})
+        read = {tensor.name for layer in layers for tensor in layer.inputs} | {cut.tensor.name for cut in outputs}
         inputs = tuple(cut for cut in self.inputs if cut.tensor.name in read)
-        graph = LayerGraph(self.model.graph.name or "network", tuple(c.tensor for c in inputs), tensors, layers)
+        name = self.model.graph.name or "network"
+        work = _Work(self.model, self._phases())
+        segments, tail = work.divided(name, layers, inputs, outputs)
+        inputs = tuple(cut for segment in segments for cut in segment.inputs)
+        tensors = tuple({cut.tensor.name: cut.tensor for segment in segments for cut in segment.outputs}.values())
+        ordered = tuple(layer for segment in segments for layer in segment.graph.layers)
+        graph = LayerGraph(name, tuple(cut.tensor for cut in inputs), tensors, ordered)
         kept = {tensor.name for tensor in graph.tensors()}
         points = {name: point for name, point in self.points.items() if name in kept}
-        head, tail = self._head(inputs), self._tail(outputs)
-        return Lowered(graph, inputs, outputs, head, tail, host_nodes, points)
+        return Lowered(graph, segments, tail, work.placed(host_nodes, len(segments)), points)
+
+    def _phases(self) -> dict[ir.Node, int]:
+        """When each node runs."""
+        computed = [node for node in self.model.graph if dynamic_inputs(node)]
+        return earliest(computed, {n: Side.ACCELERATOR if self._is_inside(n) else Side.HOST for n in computed})
+
+    def _is_inside(self, node: ir.Node) -> bool:
+        ends = {"QuantizeLinear": node.outputs[0], "DequantizeLinear": node.inputs[0]}
+        return node.name in self.net.nodes or ends.get(node.op_type) in self.net.placed
 
     def _outputs(self) -> tuple[Cut, ...]:
         """Dequantized values, or rearrangements of them, that the host reads or the network gives."""
@@ -246,21 +289,105 @@ class _Lowering:
     def _is_lowered_point(self, node: ir.Node) -> bool:
         return node.op_type == "QuantizeLinear" and node.outputs[0] in self.net.placed
 
-    def _head(self, inputs: tuple[Cut, ...]) -> ir.Model | None:
-        """From the network's inputs to the cuts, and to whatever else the tail reads."""
-        fed = {value.name for value in self.model.graph.inputs}
-        wanted = [cut.value for cut in inputs if cut.value not in fed]
-        return _extracted(self.model, list(self.model.graph.inputs), wanted) if wanted else None
 
-    def _tail(self, outputs: tuple[Cut, ...]) -> ir.Model | None:
-        """From the cuts (and the network's inputs, where the tail reads them) to the network's outputs."""
-        cut = {c.value for c in outputs}
-        wanted = [value.name or "" for value in self.model.graph.outputs if value.name not in cut]
-        if not wanted:
-            return None
-        by_name = {value.name: value for node in self.model.graph for value in node.outputs}
-        sources = [by_name[name] for name in dict.fromkeys(c.value for c in outputs)]
-        return _extracted(self.model, [*self.model.graph.inputs, *sources], wanted)
+@dataclass(frozen=True)
+class _Work:
+    """What there is to do, and when; divides it into segments.
+
+    Attributes:
+        model: The quantized model.
+        phases: Of its nodes; see `compiler.phases`.
+    """
+
+    model: ir.Model
+    phases: Mapping[ir.Node, int]
+
+    def divided(
+        self, name: str, layers: tuple[Layer, ...], inputs: tuple[Cut, ...], outputs: tuple[Cut, ...]
+    ) -> tuple[tuple[Segment, ...], ir.Model | None]:
+        """The segments, and what the host does after the last one."""
+        values = {value.name or "": value for node in self.model.graph for value in node.outputs}
+        values |= {value.name or "": value for value in self.model.graph.inputs}
+        entry = {cut.tensor.name: self._entry(values[cut.value]) for cut in inputs}
+        for layer in layers:
+            entry[layer.output.name] = max(entry[tensor.name] for tensor in layer.inputs)
+        count = max(entry.values(), default=0) + 1
+        host = self._host_models(values, inputs, outputs, entry, count)
+        segments = []
+        for index in range(count):
+            sent = tuple(cut for cut in inputs if entry[cut.tensor.name] == index)
+            received = tuple(cut for cut in outputs if entry[cut.tensor.name] == index)
+            own = tuple(layer for layer in layers if entry[layer.output.name] == index)
+            graph = _segment_graph(name, own, sent, received, _read_later(layers, entry, index))
+            segments.append(Segment(host[index], sent, graph, received))
+        return tuple(segments), host[count]
+
+    def placed(self, host_nodes: tuple[HostNode, ...], count: int) -> tuple[HostNode, ...]:
+        """The host's nodes with the turn in which they really run."""
+        turns = {node.name or node.op_type: phase // 2 for node, phase in self.phases.items()}
+        found = []
+        for node in host_nodes:
+            after = min(turns.get(node.name, node.after), count)
+            found.append(replace(node, after=after, side=side_of(after, count)))
+        return tuple(found)
+
+    def _entry(self, value: ir.Value) -> int:
+        """The first entry that can read a value of the host."""
+        producer = value.producer()
+        return 0 if producer is None else (self.phases[producer] + 1) // 2
+
+    def _host_models(
+        self,
+        values: Mapping[str, ir.Value],
+        inputs: tuple[Cut, ...],
+        outputs: tuple[Cut, ...],
+        entry: Mapping[str, int],
+        count: int,
+    ) -> list[ir.Model | None]:
+        """What the host computes before each entry and after the last one: each of its nodes runs once."""
+        turns = {node: phase // 2 for node, phase in self.phases.items() if phase % 2 == Side.HOST}
+        wanted = {values[cut.value] for cut in inputs} | set(self.model.graph.outputs)
+        needed = _needed(wanted, turns)
+        received = {values[cut.value]: entry[cut.tensor.name] for cut in outputs}
+        models: list[ir.Model | None] = []
+        for turn in range(count + 1):
+            own = {node: None for node in turns if turns[node] == turn and node in needed}
+            later = {v for node in needed if turns[node] > turn for v in node.inputs if v is not None}
+            made = [v for node in own for v in node.outputs if v in wanted or v in later]
+            read = dict.fromkeys(v for node in own for v in dynamic_inputs(node) if v.producer() not in own)
+            models.append(_extracted(self.model, list(read), [v.name or "" for v in made]) if made else None)
+            assert all(received[v] < turn for v in read if v in received)
+        return models
+
+
+def _needed(wanted: set[ir.Value], turns: Mapping[ir.Node, int]) -> set[ir.Node]:
+    """The host's nodes that something wanted is computed from, with host nodes alone in between or after others."""
+    needed: set[ir.Node] = set()
+    stack = [value.producer() for value in wanted]
+    while stack:
+        node = stack.pop()
+        if node is None or node in needed or node not in turns:
+            continue
+        needed.add(node)
+        stack += [value.producer() for value in dynamic_inputs(node)]
+    return needed
+
+
+def _read_later(layers: tuple[Layer, ...], entry: Mapping[str, int], index: int) -> set[str]:
+    """Names of tensors that layers of later segments read."""
+    return {t.name for layer in layers if entry[layer.output.name] > index for t in layer.inputs}
+
+
+def _segment_graph(
+    name: str, layers: tuple[Layer, ...], sent: tuple[Cut, ...], received: tuple[Cut, ...], later: set[str]
+) -> LayerGraph:
+    """The layers of one segment: what they read of earlier ones is an input, what later ones read is an output."""
+    made = {layer.output.name for layer in layers}
+    inputs = {cut.tensor.name: cut.tensor for cut in sent}
+    read = {t.name: t for layer in layers for t in layer.inputs if t.name not in made}
+    outputs = {cut.tensor.name: cut.tensor for cut in received}
+    outputs |= {layer.output.name: layer.output for layer in layers if layer.output.name in later}
+    return LayerGraph(name, tuple((inputs | read).values()), tuple(outputs.values()), layers)
 
 
 def _overflow(value: ir.Value, error: FixedPointError) -> Unsupported:
@@ -283,9 +410,10 @@ def _clip(value: float, low: float, high: float) -> float:
     return min(max(value, low), high)
 
 
-def _alive(layers: list[Layer], outputs: tuple[Tensor, ...]) -> tuple[Layer, ...]:
+def _alive(layers: list[Layer], outputs: set[str]) -> tuple[Layer, ...]:
     """Without layers whose result reaches no output."""
-    wanted, kept = {tensor.name for tensor in outputs}, []
+    wanted: set[str] = set(outputs)
+    kept: list[Layer] = []
     for layer in reversed(layers):
         if layer.output.name in wanted:
             kept.append(layer)

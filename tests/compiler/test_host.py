@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from backends.layers import Tensor
-from backends.reference import run
 from compiler.host import HostError, dequantize, host_of, quantize
 from compiler.lowering import lower
 from compiler.partition import partition
@@ -39,7 +38,7 @@ def test_the_tail_may_read_the_networks_input() -> None:
     model, x = graph.model(output), graph.samples()
     lowered = lower(model, partition(model))
     host = host_of(lowered, model)
-    result = host.finish(run(lowered.graph, host.prepare(x)), x)
+    result = host.reference(x).outputs
     assert list(result) == [output]
     assert result[output].shape == (4, 6)
     probabilities = result[output] - x["x"]
@@ -57,4 +56,4 @@ def test_wrong_samples_are_refused(samples: dict[str, np.ndarray], message: str)
     graph, output = _network()
     model = graph.model(output)
     with pytest.raises(HostError, match=message):
-        host_of(lower(model, partition(model)), model).prepare(samples)
+        host_of(lower(model, partition(model)), model).reference(samples)

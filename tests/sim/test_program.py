@@ -14,7 +14,7 @@ from hw.descriptor import TensorDescriptor
 from hw.isa import Memory
 from hw.registers import Register
 from hw.timing import program_cycles
-from sim.program import InstructionInfo, LayerInfo, Program, ProgramError, pack_words, unpack_words
+from sim.program import Entry, InstructionInfo, LayerInfo, Program, ProgramError, pack_words, unpack_words
 
 CONFIG = array_config(8, 2)
 MAP = TensorDescriptor((0, 64, 128, 192), plane=16, pitch=4, width=5, height=3, channels=3, byte=(0, 1, 0, 1), phases=3)
@@ -27,8 +27,7 @@ def program() -> Program:
         images={Memory.PROGRAM: [1, 2, 3], Memory.WEIGHT: [5, (1 << 95) + 7], Memory.TABLE: [0, 255]},
         instructions=(InstructionInfo(0, "conv", 10), InstructionInfo(1, "conv", 20), InstructionInfo(2, "fc", 5)),
         layers=(LayerInfo("conv", 0, 2, "map", MAP), LayerInfo("fc", 2, 3, "flat", FLAT)),
-        inputs={"x": MAP},
-        outputs={"flat": FLAT},
+        entries=(Entry(0, 3, {"x": MAP}, {"flat": FLAT}),),
     )
 
 

@@ -13,7 +13,7 @@ from hw.descriptor import TensorDescriptor
 from hw.isa import Memory
 from hw.registers import ID_VALUE, Register, StatusBit
 from sim.driver import Accelerator, infer
-from sim.program import InstructionInfo, LayerInfo, Program
+from sim.program import Entry, InstructionInfo, LayerInfo, Program
 from sim.verify import CycleMismatch, Mismatch, compare, verify
 from sim.verilator import SimError
 
@@ -100,8 +100,7 @@ def program(*cycles: int | None) -> Program:
         images={Memory.PROGRAM: [7, 8, 9]},
         instructions=tuple(InstructionInfo(pc, layer, n) for pc, (layer, n) in enumerate(zip(layers, cycles))),
         layers=(LayerInfo("first", 0, 2, "a", A), LayerInfo("second", 2, 3, "y", Y)),
-        inputs={"x": X},
-        outputs={"y": Y},
+        entries=(Entry(0, 3, {"x": X}, {"y": Y}),),
     )
 
 

@@ -17,6 +17,7 @@ from compiler.host import host_of
 from compiler.importer import import_model
 from compiler.lowering import Lowered, lower
 from compiler.partition import partition
+from compiler.stored import sent
 from passes.quantize import quantize
 from tests.support.random_networks import RandomNetwork, random_network, why_badly_spread
 
@@ -79,5 +80,5 @@ def _compiled(seed: int) -> Case:
     cut = partition(model)
     quantized, _ = quantize(model, cut.nodes, {"x": network.samples})
     lowered = lower(quantized, cut)
-    inputs = host_of(lowered, model).prepare({"x": network.samples})
+    inputs = sent(lowered, host_of(lowered, model).reference({"x": network.samples}))
     return Case(seed, network, model, quantized, lowered, run(lowered.graph, inputs, keep="all"))
