@@ -132,7 +132,8 @@ def test_register_header_names_every_register() -> None:
 def test_network_header_survives_hostile_tensor_names() -> None:
     program, _ = case(1)
     place = next(iter(program.inputs.values()))
-    hostile = replace(program, inputs={"x*/\n#error\\": place})
+    entry = replace(program.entries[0], inputs={"x*/\n#error\\": place})
+    hostile = replace(program, entries=(entry,))
     header = network_header(hostile, {"x*/\n#error\\": (0.5, -3)})
     assert "#error" not in header
     assert "#define EDGEC_INPUT_0_SCALE 0.5\n#define EDGEC_INPUT_0_ZERO_POINT (-3)\n" in header

@@ -72,7 +72,7 @@ def test_unsupported_nodes_in_the_middle_are_all_listed() -> None:
         y = conv(graph, graph.node("Softmax", y, axis=1), 3, 3)
     y = graph.node("Relu", graph.node("CumSum", y, graph.constant(np.array(1))))
     with pytest.raises(UnsupportedOpError) as caught:
-        partition(graph.model(y))
+        partition(graph.model(y), may_cut=False)
     assert [(node.op, node.reason) for node in caught.value.nodes] == [
         ("Softmax", "no accelerator layer executes this operator"),
         ("Softmax", "no accelerator layer executes this operator"),
@@ -84,8 +84,10 @@ def test_unsupported_nodes_in_the_middle_are_all_listed() -> None:
 def test_a_layout_node_is_blamed_for_the_layer_that_cannot_follow_it() -> None:
     graph = float_graph(1, 4, 4, 4)
     mixed = graph.node("Transpose", conv(graph, "x", 4, 4), perm=[0, 2, 1, 3])
+    model = graph.model(conv(graph, mixed, 4, 2))
+    assert host(partition(model)) == [("Transpose", "middle")]
     with pytest.raises(UnsupportedOpError) as caught:
-        partition(graph.model(conv(graph, mixed, 4, 2)))
+        partition(model, may_cut=False)
     (node,) = caught.value.nodes
     assert node.op == "Transpose"
     assert node.reason.startswith("it moves elements between channels, but node 'conv")
@@ -178,14 +180,16 @@ def test_in_a_quantized_graph_only_what_is_enclosed_is_accelerated() -> None:
     assert [(n.side, n.reason) for n in cut.host_nodes] == [("tail", "its output is not quantized in this model")]
 
 
-def test_an_unquantized_node_between_quantized_ones_is_an_error() -> None:
+def test_an_unquantized_node_between_quantized_ones_is_the_hosts() -> None:
     graph = QuantizedGraph(1, 4, 5, 5)
     y = graph.pair(graph.node("Conv", graph.x, graph.weights(3, 4, 1, 1)))
     y = graph.node("Conv", graph.node("Softmax", y, axis=1), graph.weights(2, 3, 1, 1))
     y = graph.pair(graph.node("Conv", graph.pair(y), graph.weights(2, 2, 1, 1)))
+    model = graph.model(y)
+    assert host(partition(model)) == [("Softmax", "middle"), ("Conv", "middle")]
     with pytest.raises(UnsupportedOpError) as caught:
-        partition(graph.model(y))
-    assert [node.op for node in caught.value.nodes] == ["Softmax"]
+        partition(model, may_cut=False)
+    assert [node.op for node in caught.value.nodes] == ["Softmax", "Conv"]
 
 
 @pytest.mark.parametrize(

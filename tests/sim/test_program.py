@@ -136,7 +136,11 @@ def test_load_refuses_damaged_files(tmp_path: Path, damage: object, message: str
     ({"images": {Memory.PROGRAM: [1, 2, -3]}}, "PROGRAM: a word is not in"),
     ({"images": {Memory.PROGRAM: [1]}}, "3 instructions are described, the image has 1"),
     ({"layers": (LayerInfo("conv", 1, 3, "map", MAP),)}, r"\[1, 3\) does not follow pc 0"),
-    ({"outputs": {"y": replace(FLAT, base=(CONFIG.activation_words - 3, 0, 0, 0))}}, "tensor 'y': ends at word"),
+    ({"entries": (Entry(0, 3, {}, {"y": replace(FLAT, base=(CONFIG.activation_words - 3, 0, 0, 0))}),)},
+     "tensor 'y': ends at word"),
+    ({"entries": (Entry(0, 2, {}, {}),)}, "the entries end at pc 2, the program at 3"),
+    ({"entries": (Entry(0, 2, {}, {}), Entry(1, 3, {}, {}))}, r"entry 1: \[1, 3\) does not follow pc 2"),
+    ({"entries": (Entry(0, 1, {}, {}), Entry(1, 3, {}, {}))}, "entry 0: pc 1 is in the middle of a layer"),
 ])  # fmt: skip
 def test_program_refuses(change: dict, message: str) -> None:
     with pytest.raises(ProgramError, match=message):

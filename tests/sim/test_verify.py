@@ -136,7 +136,8 @@ def test_verify_names_the_first_difference_of_each_layer() -> None:
 
 def test_verify_finds_an_input_that_did_not_arrive() -> None:
     machine = PythonAccelerator([nothing, add_one(X, A), add_one(A, Y)])
-    broken = replace(program(), inputs={"x": replace(X, byte=(0, 0, 0, 0), base=(0, 0, 16, 24))})  # phases overlap
+    overlapping = replace(X, byte=(0, 0, 0, 0), base=(0, 0, 16, 24))  # its phases overlap
+    broken = replace(program(), entries=(Entry(0, 3, {"x": overlapping}, {"y": Y}),))
     assert verify(Accelerator(machine, CONFIG), broken, reference()).mismatches[0].layer == "input x"
 
 
