@@ -311,6 +311,7 @@ class _Work:
         entry = {cut.tensor.name: self._entry(values[cut.value]) for cut in inputs}
         for layer in layers:
             entry[layer.output.name] = max(entry[tensor.name] for tensor in layer.inputs)
+        entry |= _first_read(layers, entry, {cut.tensor.name for cut in outputs})
         count = max(entry.values(), default=0) + 1
         host = self._host_models(values, inputs, outputs, entry, count)
         segments = []
@@ -371,6 +372,16 @@ def _needed(wanted: set[ir.Value], turns: Mapping[ir.Node, int]) -> set[ir.Node]
         needed.add(node)
         stack += [value.producer() for value in dynamic_inputs(node)]
     return needed
+
+
+def _first_read(layers: tuple[Layer, ...], entry: Mapping[str, int], outputs: set[str]) -> dict[str, int]:
+    """The segment that reads each tensor first, where the host makes it and does not read it back."""
+    made = {layer.output.name for layer in layers}
+    found: dict[str, int] = {}
+    for layer in layers:
+        for name in {tensor.name for tensor in layer.inputs} - made - outputs:
+            found[name] = min(found.get(name, entry[layer.output.name]), entry[layer.output.name])
+    return found
 
 
 def _read_later(layers: tuple[Layer, ...], entry: Mapping[str, int], index: int) -> set[str]:

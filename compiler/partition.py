@@ -230,8 +230,10 @@ def _settle(
 ) -> None:
     """Leave to the host what gains nothing on the accelerator, until nothing changes; no step adds an entry."""
     is_float = not any(_is_quantized(node) for node in computed)
+    # Who quantized a node by itself wants its integers; a pair of quantizers alone is nothing that could run.
+    anchors = heavy if is_float else {n for n in computed if n.op_type not in QUANTIZERS and not is_layout(n)}
     while True:
-        islands = _islands(computed, sides, heavy)
+        islands = _islands(computed, sides, anchors)
         for node in islands:
             sides[node] = Side.HOST
             reasons[node] = "it hangs together with no layer that has weights"
@@ -239,11 +241,11 @@ def _settle(
             return
 
 
-def _islands(computed: list[ir.Node], sides: dict[ir.Node, Side], heavy: set[ir.Node]) -> list[ir.Node]:
-    """Accelerated nodes that hang together with no heavy one in their entry."""
+def _islands(computed: list[ir.Node], sides: dict[ir.Node, Side], anchors: set[ir.Node]) -> list[ir.Node]:
+    """Accelerated nodes that hang together with no accelerated anchor in their entry."""
     phases = earliest(computed, sides)
     reached: set[ir.Node] = set()
-    stack = list(heavy)
+    stack = [node for node in computed if node in anchors and sides[node] is Side.ACCELERATOR]
     while stack:
         node = stack.pop()
         if node in reached:

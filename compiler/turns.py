@@ -145,4 +145,4 @@ def _kept(segment: Segment) -> str:
     """What an entry reads of earlier ones."""
     sent = {cut.tensor.name for cut in segment.inputs}
     names = [tensor.name for tensor in segment.graph.inputs if tensor.name not in sent]
-    return f" {', '.join(names)} as read before." if names else ""
+    return f" {', '.join(names)} as before." if names else ""
