@@ -68,7 +68,7 @@ def order(lowered: Lowered) -> tuple[str, ...]:
     count = len(lowered.segments)
     if count == 1:
         return ()
-    told = [f"This network enters the accelerator {count} times; edgec_inference.py does all of this in Python."]
+    told: list[str] = []
     for index, segment in enumerate(lowered.segments):
         told += _host_sentences(segment.host, index, count)
         if segment.inputs:

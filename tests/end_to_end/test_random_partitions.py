@@ -51,7 +51,8 @@ def test_the_host_gives_what_onnxruntime_gives(number: int) -> None:
     drawn = cut_case(number)
     lowered, points = drawn.lowered, drawn.lowered.points
     theirs = onnxruntime_points(drawn.quantized, lowered, drawn.samples)
-    whole = {name: view.put(theirs[name]) for name, (_, view) in points.items() if _covers(view.positions(), theirs[name])}
+    covered = {name: view for name, (_, view) in points.items() if _covers(view.positions(), theirs[name])}
+    whole = {name: view.put(theirs[name]) for name, view in covered.items()}
 
     def answer(index: int, tensors: Tensors) -> Tensors:
         graph = lowered.segments[index].graph

@@ -96,6 +96,25 @@ def test_program_survives_the_disk(tmp_path: Path) -> None:
     assert Program.load(tmp_path) == program()
 
 
+def test_program_with_entries_survives_the_disk(tmp_path: Path) -> None:
+    entries = (Entry(0, 2, {"x": MAP}, {"map": MAP}), Entry(2, 3, {"map": MAP}, {"flat": FLAT}))
+    parts = replace(program(), entries=entries)
+    parts.save(tmp_path)
+    assert Program.load(tmp_path) == parts
+    assert json.loads((tmp_path / "program.json").read_text())["format"] == 2
+    assert (list(parts.inputs), list(parts.outputs)) == (["x"], ["map", "flat"])
+    assert [layer.name for entry in parts.entries for layer in parts.layers_of(entry)] == ["conv", "fc"]
+    assert parts.cycles == program_cycles(CONFIG, [10, 20]) + program_cycles(CONFIG, [5])
+
+
+def test_program_with_one_entry_is_of_the_first_format(tmp_path: Path) -> None:
+    program().save(tmp_path)
+    document = json.loads((tmp_path / "program.json").read_text())
+    assert document["format"] == 1
+    assert "entries" not in document
+    assert list(document["inputs"]) == ["x"]
+
+
 def test_program_adds_up_cycles_only_where_all_are_known() -> None:
     p = program()
     assert p.cycles == program_cycles(CONFIG, [10, 20, 5])

@@ -9,7 +9,7 @@
  *
  *     edgec_enter(&transport, &edgec_program, entry, inputs, outputs, &cycles);
  *
- * for entry 0, 1, ... in this order, and do in between what edgec_network.h says.
+ * for entry 0, 1, ... in this order, and do in between what edgec_network.h says; edgec_inference.py shows all of it.
  *
  * Maps are int8 in CHW order. Every buffer has room for whole 32-bit beats: edgec_bytes(tensor), a multiple of 4.
  */

@@ -87,9 +87,7 @@ def network_header(program: Program, quantization: Quantization, steps: Sequence
         steps: What an inference does, a sentence for each step, for the reader.
     """
     lines = [
-        "/* The network, generated.",
-        *(f" * {index}. {_comment(step)}" for index, step in enumerate(steps, start=1)),
-        " */",
+        *_opening(steps),
         "#ifndef EDGEC_NETWORK_H",
         "#define EDGEC_NETWORK_H",
         "",
@@ -144,6 +142,13 @@ def network_source(program: Program) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _opening(steps: Sequence[str]) -> list[str]:
+    if not steps:
+        return ["/* The network, generated. */"]
+    told = [f" * {index}. {_comment(step)}" for index, step in enumerate(steps, start=1)]
+    return ["/* The network, generated. One inference:", " *", *told, " */"]
 
 
 def _comment(text: str) -> str:
