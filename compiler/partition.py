@@ -25,7 +25,7 @@ from compiler.phases import Side, earliest, entries, first_phase, latest, produc
 from passes.graph import shape_of
 
 _MARK = "edgec.host"
-"""Metadata of a host node in a quantized model: why it is one."""
+"""Metadata of a host node in a quantized model: why it is one; see `mark`."""
 _REMEDY = "end the network before the node, or replace it by operators that `edgec targets` lists"
 _REMEDY_CUT = "compile without --no-host, and the node runs on the host; or replace it by what `edgec targets` lists"
 _REMEDY_TYPE = "convert the network to float32, or export it so"
@@ -106,7 +106,12 @@ def partition(model: ir.Model, *, may_cut: bool = True, refused: Mapping[str, st
 
 
 def mark(quantized: ir.Model, cut: Partition) -> None:
-    """Write into a quantized model which nodes run on the host, so that `partition` cuts it in the same places."""
+    """See to it that `partition` cuts a quantized model in the same places.
+
+    Mostly the Q/DQ pairs say enough. Where they do not, each host node's metadata says that it is one, and why.
+    """
+    if partition(quantized).nodes == cut.nodes:
+        return
     reasons = {node.name: node.reason for node in cut.host_nodes}
     for node in quantized.graph:
         if node.name in reasons:

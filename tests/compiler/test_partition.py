@@ -8,7 +8,7 @@ import pytest
 
 from backends.base import UnsupportedOpError
 from compiler.importer import import_model
-from compiler.partition import Partition, partition, unsupported
+from compiler.partition import Partition, mark, partition, unsupported
 from tests.support.qdq import QuantizedGraph
 from tests.support.shared import shared
 
@@ -154,6 +154,21 @@ def test_a_refused_node_is_the_hosts() -> None:
     cut = partition(model, refused={name: "too large"})
     assert [(node.name, node.side, node.reason) for node in cut.host_nodes] == [(name, "middle", "too large")]
     assert cut.entries == 2
+
+
+def test_a_refused_node_between_pairs_is_marked() -> None:
+    """Its Q/DQ pairs look like those of a layer."""
+    graph = QuantizedGraph(1, 4, 5, 5)
+    y = graph.pair(graph.node("Conv", graph.x, graph.weights(4, 4, 1, 1)))
+    y = graph.pair(graph.node("Conv", y, graph.weights(4, 4, 1, 1)))
+    model = graph.model(graph.pair(graph.node("Conv", y, graph.weights(4, 4, 1, 1))))
+    name = [node.name or "" for node in model.graph if node.op_type == "Conv"][1]
+    cut = partition(model, refused={name: "too large"})
+    assert partition(model).entries == 1
+    mark(model, cut)
+    assert [node.metadata_props for node in model.graph if node.name == name] == [{"edgec.host": "too large"}]
+    again = partition(model)
+    assert (again.nodes, again.entries, again.host_nodes) == (cut.nodes, 2, cut.host_nodes)
 
 
 def _random_dag(seed: int) -> tuple[ir.Model, list[str]]:
