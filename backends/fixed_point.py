@@ -6,6 +6,7 @@ significant bits, a relative error of at most 2**-16. Everything here is exact: 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -90,15 +91,22 @@ def requantize(
 ) -> Requantize:
     """The requantization of a layer whose channels scale by `reals` after adding `constant`.
 
-    A channel whose offset does not fit 48 bits gives up mantissa bits, one at a time, until it does.
+    A channel whose offset does not fit 48 bits gives up mantissa bits, one at a time, until it does. A factor too large
+    for a multiplier makes a step of the accumulator (what a sign is), which is exact.
 
     Raises:
         FixedPointError: naming the channel, where no shift holds both.
     """
-    multiplier, shift = encode_channels(reals)
+    factors = np.asarray(reals, np.float64)
+    is_step = np.isfinite(factors) & (np.abs(factors) >= MULTIPLIER_LIMIT)
+    multiplier, shift = encode_channels(np.where(is_step, 0.0, factors))
     offset = np.zeros_like(multiplier)
-    for channel, real in enumerate(np.asarray(reals, np.float64)):
+    for channel, real in enumerate(factors):
         exact, added = int(constant.exact[channel]), float(constant.real[channel])
+        if is_step[channel]:
+            ends = (low - zero_point, high - zero_point)
+            multiplier[channel], offset[channel] = _step(float(real), exact, added, ends, channel)
+            continue
         m, s = int(multiplier[channel]), int(shift[channel])
         while abs(b := exact * m + _round_half_even(Fraction(added) * (1 << s))) >= OFFSET_LIMIT:
             if s == 0:
@@ -107,6 +115,31 @@ def requantize(
             m = _round_half_even(Fraction(float(real)) * (1 << s))
         multiplier[channel], shift[channel], offset[channel] = m, s, b
     return Requantize(multiplier, shift, offset, zero_point, low, high)
+
+
+def _step(real: float, exact: int, added: float, ends: tuple[int, int], channel: int) -> tuple[int, int]:
+    """Multiplier and offset at shift 0 of clamp(rhe((acc + exact) * real + added), *ends) with |real| >= 2**16.
+
+    From one accumulator to the next the value goes from one end to the other, with at most one accumulator in between:
+    a line through its value that is as steep as the ends are apart is the same function.
+    """
+    low, high = ends
+    if real < 0:  # the same of -acc
+        multiplier, offset = _step(-real, -exact, added, ends, channel)
+        return -multiplier, offset
+    slope, start = Fraction(real), Fraction(exact) * Fraction(real) + Fraction(added)
+
+    def value(acc: int) -> int:
+        return min(max(_round_half_even(acc * slope + start), low), high)
+
+    first = math.ceil((high - start) / slope)
+    while value(first - 1) == high:
+        first -= 1
+    multiplier = MULTIPLIER_LIMIT - 1
+    offset = value(first - 1) - multiplier * (first - 1)
+    if abs(offset) >= OFFSET_LIMIT:
+        raise FixedPointError(f"channel {channel}: the offset {offset} does not fit {OFFSET_BITS} bits")
+    return multiplier, offset
 
 
 def round_half_even_shift(value: NDArray[np.int64], shift: ArrayLike) -> NDArray[np.int64]:

@@ -23,6 +23,8 @@ DOMAINS = ("qonnx.custom_op.general", "onnx.brevitas", "finn.custom_op.general")
 OPERATORS = ("Quant", "IntQuant", "BipolarQuant", "Trunc")
 BITS_KEY = "edgec.bits"
 
+STEEP = 2.0**40
+"""Slope of a sign, in scales: no value but 0 is as small as 2**-40, and float32 holds what it makes of the rest."""
 _INT8_MIN, _INT8_MAX = -128, 127
 _ROUNDING: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
     "ROUND": np.round,
@@ -284,14 +286,12 @@ def _float(node: ir.Node, name: str, value: float) -> ir.Value:
 
 
 def _replace_bipolar(node: ir.Node) -> None:
-    """x >= 0 ? scale : -scale, then its int8 form."""
+    """x >= 0 ? scale : -scale, as the clamp of a line so steep that no value falls on it."""
     scale = float(_scale(node).reshape(()))
-    zero = _float(node, "zero", 0.0)
-    test = make("GreaterOrEqual", [node.inputs[0], zero], f"{node.name}_test", dtype=ir.DataType.BOOL)
-    plus, minus = _float(node, "plus", scale), _float(node, "minus", -scale)
-    choose = make("Where", [test.outputs[0], plus, minus], f"{node.name}_choose")
-    quantizer = _Quantizer(np.asarray(scale, np.float32), 0, _INT8_MIN, _INT8_MAX, 1)
-    replace(node, test, choose, *_quantize_dequantize(node, choose.outputs[0], quantizer))
+    steep = make("Mul", [node.inputs[0], _float(node, "slope", STEEP * scale)], f"{node.name}_mul")
+    lifted = make("Add", [steep.outputs[0], _float(node, "lift", scale)], f"{node.name}_add")
+    quantizer = _Quantizer(np.asarray(scale, np.float32), 0, -1, 1, 1)
+    replace(node, steep, lifted, *_quantize_dequantize(node, lifted.outputs[0], quantizer))
 
 
 def _replace_trunc(node: ir.Node) -> None:

@@ -324,6 +324,8 @@ def session(model: ir.Model | bytes) -> ort.InferenceSession:
     options.log_severity_level = 3
     # By default a MatMul of dequantized weights becomes MatMulNBits, which quantizes the activations in silence.
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "0")
+    # And a float bias beside quantized weights is rounded to their accumulator's steps.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     data = model if isinstance(model, bytes) else ir.to_proto(model).SerializeToString()
     return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 

@@ -95,4 +95,25 @@ def test_an_impossible_offset_names_its_channel() -> None:
 
 def test_an_impossible_factor_names_its_channel() -> None:
     with pytest.raises(FixedPointError, match="channel 1: the factor"):
-        requantize([1.0, 1e6], Constant(np.zeros(2, np.int64), np.zeros(2)))
+        requantize([1.0, float("nan")], Constant(np.zeros(2, np.int64), np.zeros(2)))
+
+
+@given(
+    st.floats(65536.0, 2.0**60),
+    st.sampled_from([-1, 1]),
+    st.integers(-1000, 1000),
+    st.floats(-1e6, 1e6),
+    st.sampled_from([(0, -1, 1), (0, 0, 1), (-128, -128, 127), (5, -128, 127)]),
+)
+def test_a_factor_beyond_the_multiplier_is_a_step_of_the_accumulator(
+    real: float, sign: int, exact: int, added: float, ends: tuple[int, int, int]
+) -> None:
+    zero_point, low, high = ends
+    start = Constant(np.array([exact]), np.array([added]))
+    config = requantize([sign * real], start, zero_point=zero_point, low=low, high=high)
+    assert abs(config.multiplier[0]) < 1 << 16
+    assert config.shift[0] == 0
+    for acc in (*range(-exact - 20, -exact + 20), -(2**23), 2**23 - 1):
+        wanted = zero_point + round((Fraction(acc) + exact) * Fraction(sign * real) + Fraction(added))
+        got = zero_point + acc * int(config.multiplier[0]) + int(config.offset[0])
+        assert min(max(got, low), high) == min(max(wanted, low), high)

@@ -8,8 +8,12 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from backends import reference
 from compiler.importer import ModelError, import_model
+from compiler.lowering import lower
+from compiler.partition import partition
 from compiler.qonnx import BITS_KEY, DOMAINS
+from tests.support.binary_network import binary_network
 from tests.support.onnx_models import imported, model, node, ops, run, session
 from tests.support.shared import shared
 
@@ -103,6 +107,30 @@ def test_bipolar_weights() -> None:
     result = imported(proto).model
     codes = result.graph[0].inputs[0].const_value.numpy()  # type: ignore[union-attr]
     np.testing.assert_array_equal(codes, np.where(w >= 0, 1, -1))
+
+
+def test_bipolar_activations_are_the_sign_and_0_is_positive() -> None:
+    bipolar = node("BipolarQuant", ["x", "scale"], ["y"])
+    bipolar.domain = DOMAINS[0]
+    x = np.array([[-3.0, -1e-9, -0.0, 0.0, 1e-9, 2.0, 1e9]], np.float32)
+    proto = model([bipolar], {"x": [1, 7]}, ["y"], {"scale": np.asarray(0.25, np.float32)}, opset=11)
+    result = imported(proto).model
+    np.testing.assert_array_equal(run(result, {"x": x})["y"], np.where(x >= 0, 0.25, -0.25))
+
+
+def test_a_binary_network_is_lowered_exactly() -> None:
+    """Every sign of integers is that of the source's own arithmetic, here in float64."""
+    proto, layers = binary_network(seed=3)
+    found = imported(proto).model
+    lowered = lower(found, partition(found))
+    x = np.random.default_rng(5).choice([-1, 1], (8, *lowered.graph.inputs[0].shape)).astype(np.int8)
+    outputs = reference.run(lowered.graph, {lowered.graph.inputs[0].name: x})
+    wanted = x.astype(np.float64)
+    for layer in layers:
+        wanted = layer(wanted)
+    (got,) = outputs.values()
+    assert set(np.unique(got)) == {-1, 1}
+    np.testing.assert_array_equal(got, wanted)
 
 
 @pytest.mark.parametrize("mode", ["FLOOR", "CEIL", "ROUND"])
