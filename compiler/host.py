@@ -53,8 +53,8 @@ class Host:
         self, lowered: Lowered, inputs: Mapping[str, tuple[int, ...]], outputs: tuple[str, ...], *, threads: int = 1
     ) -> None:
         self._segments, self._inputs, self._outputs = lowered.segments, dict(inputs), outputs
-        self._before = [_session(segment.host, threads) for segment in lowered.segments]
-        self._tail = _session(lowered.tail, threads)
+        self._before = [session(segment.host, threads) for segment in lowered.segments]
+        self._tail = session(lowered.tail, threads)
 
     def run(self, samples: Mapping[str, NDArray[np.float32]], enter: Enter) -> Inference:
         """One inference of each sample: host and segments in turn.
@@ -121,7 +121,8 @@ def dequantize(codes: NDArray[np.int8], tensor: Tensor) -> NDArray[np.float32]:
     return (codes.astype(np.int32) - tensor.zero_point).astype(np.float32) * np.float32(tensor.scale)
 
 
-def _session(model: ir.Model | None, threads: int) -> onnxruntime.InferenceSession | None:
+def session(model: ir.Model | None, threads: int) -> onnxruntime.InferenceSession | None:
+    """A float model of the host's in onnxruntime, or None for none."""
     if model is None:
         return None
     options = onnxruntime.SessionOptions()

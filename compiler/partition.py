@@ -13,8 +13,8 @@ from compiler.operators import (
     AFFINE,
     QUANTIZERS,
     WEIGHTED,
-    constant_of,
     dynamic_inputs,
+    is_known,
     is_layout,
     map_refusal,
     needs_map,
@@ -193,7 +193,7 @@ def _add_unquantized(computed: list[ir.Node], reasons: dict[ir.Node, str]) -> No
 
 
 def _is_quantized(node: ir.Node) -> bool:
-    return node.op_type in QUANTIZERS and constant_of(node.outputs[0]) is None
+    return node.op_type in QUANTIZERS and not is_known(node.outputs[0])
 
 
 def _heavy(computed: list[ir.Node], reasons: dict[ir.Node, str]) -> set[ir.Node]:

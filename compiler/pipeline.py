@@ -171,7 +171,8 @@ def prepare(path: Path, options: CompileOptions, progress: Progress, *, is_check
         if options.compression is not None and not is_check:
             return _compressed(imported, options, options.compression, progress)
         samples = _samples(imported.model, options, progress, is_check)
-        quantized, report, lowered = _integers(imported.model, samples, options, progress, is_check)
+        config = _QUICK if is_check else QuantizeConfig()
+        quantized, report, lowered, _ = _integers(imported.model, samples, config, options, progress)
     except ValueError as error:
         if path.name not in str(error):
             error.add_note(f"in {path.name}")
@@ -180,11 +181,14 @@ def prepare(path: Path, options: CompileOptions, progress: Progress, *, is_check
 
 
 def _integers(
-    model: ir.Model, samples: Samples, options: CompileOptions, progress: Progress, is_check: bool
-) -> tuple[ir.Model, PassReport, Lowered]:
-    """Quantize and lower. What turns out to have no integer layer, or none on the target, is left to the host."""
+    model: ir.Model, samples: Samples, config: QuantizeConfig, options: CompileOptions, progress: Progress
+) -> tuple[ir.Model, PassReport, Lowered, dict[str, str]]:
+    """Quantize and lower. What turns out to have no integer layer, or none on the target, is left to the host.
+
+    Returns:
+        Quantized model, what was done, integer layers, and the nodes that were left to the host and why.
+    """
     target, refused = targets.make(options), dict[str, str]()
-    config = _QUICK if is_check else QuantizeConfig()
     while True:
         cut = partition(model, may_cut=options.may_cut, refused=refused)
         quantized, report = quantize(model, cut.nodes, samples.arrays, config, progress)
@@ -199,7 +203,7 @@ def _integers(
                 raise
             refused |= found
         else:
-            return quantized, report, lowered
+            return quantized, report, lowered, refused
 
 
 def _compressed(
@@ -207,7 +211,10 @@ def _compressed(
 ) -> Network:
     """From the float graph to integer layers, under budgets."""
     parts = read_parts(imported.model, compression, progress)
-    cut = partial(partition, may_cut=options.may_cut)
+    # What only integers show must be known before the search: which integers does not matter.
+    one = calibration.synthetic_samples(imported.model, seed=0, count=1)
+    *_, refused = _integers(imported.model, one, _QUICK, options, progress)
+    cut = partial(partition, may_cut=options.may_cut, refused=refused)
     made = compress_network(imported.model, lambda model: cut(model).nodes, parts, compression, progress)
     progress("lower", 0, 0)
     shaped = made.shaped.model

@@ -238,6 +238,17 @@ def test_what_the_array_refuses_runs_on_the_host(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_what_the_array_refuses_is_not_compressed_for_it(tmp_path: Path) -> None:
+    graph = QuantizedGraph(1, 3, 40, 40, scale=None)
+    y = conv(graph, conv(graph, "x", 3, 2), 2, 2, strides=[17, 17])
+    path, data = write(tmp_path, graph.model(conv(graph, y, 2, 2)), 1, 3, 40, 40)
+    ran = edgec("compile", path, "--calib", data, "--weights", "4", "--no-verify", "-o", tmp_path / "out", "--json")
+    assert ran.code == 0, ran.stderr
+    assert [node["op"] for node in json.loads(ran.stdout)["host_nodes"]] == ["Conv"]
+    assert edgec("eval", tmp_path / "out", "--data", data, "--no-rtl").code == 0
+
+
+@pytest.mark.slow
 def test_a_compressed_network_is_cut_too(tmp_path: Path) -> None:
     graph, y = network()
     path, data = write(tmp_path, graph.model(y))
