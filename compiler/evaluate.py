@@ -83,7 +83,7 @@ def simulate_file(
     """
     opened = _open_hardware(folder)
     samples = _read(opened, file, limit)
-    floats = {name: values.astype(np.float32) for name, values in samples.arrays.items()}
+    floats = opened.host.checked({name: values.astype(np.float32) for name, values in samples.arrays.items()})
     with simulation.simulate(folder, wave=wave, progress=progress) as running:
         results = running.infer(opened.host, floats, progress).outputs
         cycles = running.cycles

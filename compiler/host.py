@@ -24,7 +24,7 @@ Enter: TypeAlias = Callable[[int, Tensors], Tensors]
 
 
 class HostError(ValueError):
-    """Samples that do not fit the network's inputs."""
+    """Samples that do not fit the network's inputs, or of which the host makes what has no int8."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +62,11 @@ class Host:
         Args:
             samples: float32 [N, ...] by network input.
             enter: Executes a segment.
+
+        Raises:
+            HostError: As `checked`, or a value that enters a segment is not a number.
         """
-        checked = self._checked(samples)
+        checked = self.checked(samples)
         count = len(next(iter(checked.values())))
         rows: list[_Values] = [{name: array[i : i + 1] for name, array in checked.items()} for i in range(count)]
         tensors: Tensors = {}
@@ -82,7 +85,12 @@ class Host:
         """`run` with the segments by the definition of the arithmetic."""
         return self.run(samples, lambda index, tensors: interpreter.run(self._segments[index].graph, tensors))
 
-    def _checked(self, samples: Mapping[str, NDArray[np.float32]]) -> Floats:
+    def checked(self, samples: Mapping[str, NDArray[np.float32]]) -> Floats:
+        """The network's inputs among `samples`, as float32.
+
+        Raises:
+            HostError: One is missing, or of another shape.
+        """
         checked = {}
         for name, shape in self._inputs.items():
             if name not in samples:
@@ -145,4 +153,6 @@ def _compute(session: onnxruntime.InferenceSession | None, rows: list[_Values]) 
 def _sent(cut: Cut, rows: list[_Values]) -> NDArray[np.int8]:
     """int8 [N, C, H, W] of a value that the host quantizes."""
     values = np.concatenate([row[cut.value].astype(np.float32, copy=False) for row in rows])
+    if np.isnan(values).any():
+        raise HostError(f"value '{cut.value}' enters the accelerator and is not a number")
     return cut.view.put(quantize(values, cut.tensor))

@@ -93,3 +93,23 @@ def test_each_node_of_the_host_runs_once() -> None:
     session = verification_session(model)
     expected = np.concatenate([session.run(None, {"x": x[None]})[0] for x in samples["x"]])
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_not_a_number_does_not_enter() -> None:
+    """0 / 0 on the host has no code; infinities are the ends of the scale."""
+    graph = QuantizedGraph(1, 6)
+    y = graph.pair(graph.node("Gemm", graph.x, graph.weights(6, 6), transB=1), 2.0, 0)
+    y = graph.pair(graph.node("Div", y, graph.node("Abs", "x")), 0.5, 0)
+    model = graph.model(graph.pair(graph.node("Gemm", y, graph.weights(6, 6), transB=1), 2.0, 0))
+    lowered = lower(model, partition(model))
+    host = host_of(lowered, model)
+    assert len(lowered.segments) == 2
+    some = np.full((2, 6), 3.0, np.float32)
+    codes = host.reference({"x": some}).tensors
+    some[1, 2] = 0.0
+    infinite = host.reference({"x": some}).tensors[lowered.segments[1].inputs[0].tensor.name]
+    assert infinite[1, 2].item() in (-128, 127)
+    assert np.array_equal(infinite[0], codes[lowered.segments[1].inputs[0].tensor.name][0])
+    some[1] = np.nan
+    with pytest.raises(HostError, match="value 'x' enters the accelerator and is not a number"):
+        host.reference({"x": some})

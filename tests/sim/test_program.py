@@ -107,6 +107,22 @@ def test_program_with_entries_survives_the_disk(tmp_path: Path) -> None:
     assert parts.cycles == program_cycles(CONFIG, [10, 20]) + program_cycles(CONFIG, [5])
 
 
+def test_entries_that_are_damaged_are_refused(tmp_path: Path) -> None:
+    entries = (Entry(0, 2, {"x": MAP}, {"map": MAP}), Entry(2, 3, {"map": MAP}, {"flat": FLAT}))
+    replace(program(), entries=entries).save(tmp_path)
+    stored = json.loads((tmp_path / "program.json").read_text())["entries"]
+    for damaged, message in (
+        ([{**stored[0], "pc_end": 1}, {**stored[1], "pc_start": 1}], "pc 1 is in the middle of a layer"),
+        (stored[:1], "the entries end at pc 2, the program at 3"),
+        ([{**stored[0], "inputs": {"x": {}}}, stored[1]], "a descriptor has"),
+        ([{"pc_start": 0}], "not a program"),
+        (None, "not a program"),
+    ):
+        edit(tmp_path, entries=damaged)
+        with pytest.raises(ProgramError, match=message):
+            Program.load(tmp_path)
+
+
 def test_program_with_one_entry_is_of_the_first_format(tmp_path: Path) -> None:
     program().save(tmp_path)
     document = json.loads((tmp_path / "program.json").read_text())
