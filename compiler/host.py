@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from backends.base import Tensors
 from backends.layers import Tensor
 from backends.reference import interpreter
-from compiler.lowering import Cut, Lowered
+from compiler.lowering import Lowered
+from compiler.segments import Cut
 from passes.graph import shape_of
 
 Floats = dict[str, NDArray[np.float32]]

@@ -11,9 +11,10 @@ from backends.layers import Tensor
 from compiler import artefact
 from compiler.costs import Step
 from compiler.float_macs import float_macs
-from compiler.lowering import Cut, Lowered, Segment
+from compiler.lowering import Lowered
 from compiler.operators import QUANTIZERS, dynamic_inputs
 from compiler.report import ACCELERATOR, HOST, CutRow, LayerRow, SegmentRow
+from compiler.segments import Cut, Segment
 from passes.graph import shape_of
 from sim.program import Program
 
