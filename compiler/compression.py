@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,12 +41,15 @@ FIXED_POINT = "fixed-point"
 NAMES = tuple(dict.fromkeys((*CODINGS, *STRUCTURES)))
 """Every method family."""
 STRUCTURES_TRIED, STRUCTURE_SAMPLES = 6, 512
+STRUCTURE_LOSSES = (1e-3, 0.3)
+"""Predicted losses, in nats, between which a structure is looked for that keeps to the drop."""
 HALF, MOST = 0.5, 0.8
 """Shares of one file's samples to calibrate on, with and without a budget to choose by."""
 MEASURED = 64
 """Samples for the signal to noise ratios of the report."""
-SAMPLES, POSITIONS = 256, 256
-"""For the reconstruction: many samples at few positions say more than few at many."""
+SAMPLES, SAMPLES_OF_FEW, POSITIONS = 256, 4096, 256
+"""For the reconstruction: many samples at few positions say more than few at many, and more yet where a sample has one
+position alone."""
 
 
 @dataclass(frozen=True)
@@ -350,7 +354,9 @@ def _shaped(
         return whole, _missed_macs(whole, budget.max_macs)
     samples = statistics.spread(parts.calibrate.arrays, STRUCTURE_SAMPLES)
     # A channel that goes is no small error, and probes of small ones would make the last layers cheap.
-    costs = sensitivity.importance(model, samples, seed=options.seed, progress=progress).importance
+    costs = sensitivity.importance(
+        model, samples, seed=options.seed, is_correlated=True, progress=progress
+    ).importance
     search = StructureSearch(model, samples, costs, families, progress=progress)
     search.prepare()
     if budget.max_macs is not None:
@@ -378,15 +384,16 @@ def _fewest(
     options: CompressOptions,
 ) -> Shaped:
     """The network with the fewest multiplications that keeps to the drop, in float and then with its integers."""
-    kept, low, high = [whole], 0.0, 1.0
+    kept, (low, high) = [whole], STRUCTURE_LOSSES
     for _ in range(STRUCTURES_TRIED):
-        share = (low + high) / 2
-        shaped = search.within(int(share * search.macs))
+        loss = math.sqrt(low * high)
+        shaped = search.spending(loss)
         if keeps(shaped):
-            kept.append(shaped)
-            high = share
+            if shaped.macs < kept[-1].macs:
+                kept.append(shaped)
+            low = loss
         else:
-            low = share
+            high = loss
     while len(kept) > 1:
         final = search_of(kept[-1])
         trial, missed = _searched(final, options, None)
@@ -412,6 +419,7 @@ def _config(options: CompressOptions) -> QuantizeConfig:
     return QuantizeConfig(
         activations=options.activations,
         reconstruction_samples=SAMPLES,
+        samples_of_few=SAMPLES_OF_FEW,
         positions=POSITIONS,
         is_coarse=True,
     )

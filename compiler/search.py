@@ -127,8 +127,11 @@ class Search:
                 self.progress("options", done, len(self.names))
             return found
 
+        # The largest layers first: none of them is left alone at the end.
+        order = sorted(self.names, key=lambda name: -_work(known[name]))
         with ThreadPoolExecutor(self.subject.threads) as pool:
-            self.table = list(pool.map(measured, self.names))
+            found = dict(zip(order, pool.map(measured, order)))
+        self.table = [found[name] for name in self.names]
 
     def _options(self, node: ir.Node, layer: Layer, moments: Moments) -> list[LayerOption]:
         weights = edit.constant(edit.operand(node, 1))
@@ -253,6 +256,11 @@ def _by_parts(
         if weights is not None and name in importance:
             costs[split.nodes[0]] = importance_before(weights, importance[name])
     return options, costs
+
+
+def _work(layer: Layer) -> int:
+    """Multiplications of one sweep over all groups, by which layers are put in order."""
+    return layer.channels * layer.taps * layer.taps
 
 
 def _stored(quantized: Quantized) -> Quantized:

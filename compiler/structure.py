@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
-from passes import budget, low_rank, statistics
+from passes import budget, low_rank, sensitivity, statistics
 from passes import graph as edit
 from passes.base import PassReport, run
 from passes.budget import Option
 from passes.channel_groups import ChannelGraph
-from passes.gram import collect_moments
-from passes.layer import layers
+from passes.gram import Moments, collect_moments
+from passes.layer import Layer, layers
 from passes.low_rank import Choice, LowRank
-from passes.problem import Importance, problem_of
+from passes.problem import Importance, Turned, problem_of, turned, weighing
 from passes.prune_channels import ChannelOption, PruneChannels, counts
 from passes.prune_channels import options as channel_options
 from passes.refit_layers import RefitLayers
@@ -24,6 +27,12 @@ from passes.statistics import Arrays, Progress
 CHANNELS, LOW_RANK = "channels", "low-rank"
 NAMES = (CHANNELS, LOW_RANK)
 REFIT_SAMPLES = 512
+RANK_DAMPING = 0.003
+"""Share of the mean variance that is added to every input's before a layer is split."""
+PROBED, PROBES, PROBED_LOSS = 128, 2, 0.01
+"""Samples on which options are measured, how many of one group or layer, and the loss that these should about have."""
+SWEEPS = 8
+"""Over the factors of a layer that is split: what the bases first miss is most of the error of small cuts."""
 _STEPS = 12
 """Numbers of channels that are tried for one group, at most."""
 _ROUNDS = 6
@@ -93,7 +102,7 @@ class StructureSearch:
     samples: Arrays
     importance: Mapping[str, Importance]
     families: Collection[str] = NAMES
-    multiple: int = 4
+    multiple: int = 2
     progress: Progress | None = None
     groups: list[list[ChannelOption]] = field(default_factory=list)
     splits: dict[str, list[low_rank.Option]] = field(default_factory=dict)
@@ -109,6 +118,55 @@ class StructureSearch:
             self.groups = [self._channel_options(index) for index in range(len(self.graph.groups))]
         if LOW_RANK in self.families:
             self.splits = {name: self._splits(name) for name in known}
+        self._calibrate()
+
+    def _calibrate(self) -> None:
+        """Scale the losses of each group and each layer so that one of its options costs what it was measured to.
+
+        Channels and ranks are no small errors, and the positions of a layer share some of them: a prediction from
+        gradients is several times off, and not alike in all layers.
+        """
+        some = statistics.spread(self.samples, PROBED)
+        outputs = [str(value.name) for value in self.model.graph.outputs]
+        before = list(statistics.run(self.model, some, outputs))
+        total, done = sum(map(bool, self.groups)) + sum(map(bool, self.splits.values())), 0
+
+        def factor(structures: Sequence[Structure]) -> float:
+            found = 1.0
+            for _ in range(PROBES):
+                probe = min(structures, key=lambda each: abs(math.log(max(each.loss * found, 1e-12) / PROBED_LOSS)))
+                if probe.loss <= 0:
+                    break
+                after = list(statistics.run(self._probed(probe), some, outputs))
+                found = sensitivity.divergence(self.model, before, after) / probe.loss
+            return max(found, 1e-6)
+
+        for index, options in enumerate(self.groups):
+            if options:
+                scale = factor([Structure({o.group: o.removed}, {}, o.loss) for o in options])
+                self.groups[index] = [replace(o, loss=o.loss * scale) for o in options]
+                done += 1
+                self._tell(done, total)
+        for name, splits in self.splits.items():
+            if splits:
+                best = [o for o in splits if not any(p.macs <= o.macs and p.loss < o.loss for p in splits)]
+                scale = factor([Structure({}, {name: o.choice}, o.loss) for o in best])
+                self.splits[name] = [replace(o, loss=o.loss * scale) for o in splits]
+                done += 1
+                self._tell(done, total)
+
+    def _tell(self, done: int, total: int) -> None:
+        if self.progress:
+            self.progress("probe", done, total)
+
+    def _probed(self, structure: Structure) -> ir.Model:
+        """The network with one group or one layer changed, and no other layer fitted to it."""
+        model = self.model.clone()
+        if structure.removal:
+            PruneChannels(structure.removal, self.moments, importance=self.importance)(model)
+        problems = {name: self._problem(name) for name in structure.ranks}
+        LowRank(structure.ranks, problems, {name: self.moments[name].mean for name in problems}, SWEEPS)(model)
+        return model
 
     def whole(self) -> Shaped:
         """The network as it is."""
@@ -128,12 +186,14 @@ class StructureSearch:
         window = low_rank.window_of(self.nodes[name])
         if isinstance(window, str):
             return []
+        return low_rank.options(self._problem(name).problem, window, multiple=self.multiple)
+
+    def _problem(self, name: str) -> Turned:
         weights = edit.constant(edit.operand(self.nodes[name], 1))
         assert weights is not None
         layer = layers(self.model)[name]
         importance = self.importance.get(name) or Importance.even(layer.channels)
-        problem = problem_of(layer, weights, self.moments[name], importance)
-        return low_rank.options(problem, window, multiple=self.multiple)
+        return _problem(layer, weights, self.moments[name], importance)
 
     def within(self, max_macs: int) -> Shaped:
         """The structure of least predicted loss with at most so many multiplications, or as few as there are.
@@ -162,7 +222,11 @@ class StructureSearch:
                 total += low_rank.cost(window, _at_most(choice, node))[1] - window.macs
         return total
 
-    def _plan(self, max_macs: int) -> tuple[Structure, bool]:
+    def spending(self, max_loss: float) -> Shaped:
+        """The structure of fewest multiplications with at most so much predicted loss."""
+        return self.applied(self._plan(max_loss=max_loss)[0])
+
+    def _plan(self, max_macs: int | None = None, max_loss: float | None = None) -> tuple[Structure, bool]:
         """One option for every group and layer; and whether fewer multiplications are not to be had."""
         names = [name for name, found in self.splits.items() if found]
         table: list[list[Option]] = []
@@ -178,7 +242,9 @@ class StructureSearch:
             row += [Option(str(o.choice), max(o.loss, 0.0), 0, o.macs) for o in self.splits[name]]
             table.append(row)
         whole = sum(row[0].macs for row in table)
-        found = budget.choose(table, max_macs=max(whole - (self.macs - max_macs), 0))
+        if max_macs is not None:
+            max_macs = max(whole - (self.macs - max_macs), 0)
+        found = budget.choose(table, max_loss=max_loss, max_macs=max_macs, smallest="macs")
         taken = found.plan.indices
         removal = {
             options[index - 1].group: options[index - 1].removed
@@ -199,16 +265,17 @@ class StructureSearch:
             rows = ChannelGraph(model).rows(structure.removal)
             reports += run([PruneChannels(structure.removal, self.moments, importance=self.importance)], model)
         if structure.ranks:
-            reports += run([self._low_rank(model, structure)], model)
+            reports += run([self._low_rank(model, structure, rows)], model)
         if not structure.is_empty:
             some = statistics.spread(self.samples, REFIT_SAMPLES)
             reports += run([RefitLayers(self.model, some, rows)], model)
         return Shaped(model, structure, rows, ChannelGraph(model).cost({}).macs, tuple(reports))
 
-    def _low_rank(self, model: ir.Model, structure: Structure) -> LowRank:
+    def _low_rank(self, model: ir.Model, structure: Structure, rows: Mapping[str, tuple[int, ...]]) -> LowRank:
+        costs = {name: each.of(rows[name]) if name in rows else each for name, each in self.importance.items()}
         nodes = {str(node.name): node for node in model.graph}
         plan = {name: _at_most(choice, nodes[name]) for name, choice in structure.ranks.items()}
-        return _low_rank(model, plan, self.samples, {})
+        return _low_rank(model, plan, self.samples, costs)
 
 
 def split_network(
@@ -237,14 +304,27 @@ def _low_rank(
         weights = edit.constant(edit.operand(nodes[name], 1))
         assert weights is not None
         costs = importance.get(name) or Importance.even(known[name].channels)
-        problems[name] = problem_of(known[name], weights, moments[name], costs)
+        problems[name] = _problem(known[name], weights, moments[name], costs)
         means[name] = moments[name].mean
-    return LowRank(plan, problems, means)
+    return LowRank(plan, problems, means, SWEEPS)
+
+
+def _problem(layer: Layer, weights: NDArray[np.generic], moments: Moments, costs: Importance) -> Turned:
+    """What a layer of lower rank loses: channels of which errors are correlated, and less damping than for rounding.
+
+    Rounding makes many small errors that samples may know too little of; a rank is few numbers that they know well.
+    """
+    problem = problem_of(layer, weights, moments, costs)
+    ratio, _ = weighing(moments, costs)
+    return turned(replace(problem, hessian=moments.hessian(RANK_DAMPING, ratio)), costs)
 
 
 def _at_most(choice: Choice, node: ir.Node) -> Choice:
     """The rank, no larger than what the layer still has after its channels went."""
     window = low_rank.window_of(node)
-    if isinstance(window, str) or len(choice.rank) > 1:
+    if isinstance(window, str):
         return choice
-    return Choice(choice.method, (min(choice.rank[0], window.rows, window.channels),))
+    if choice.method is low_rank.Method.TUCKER:
+        inputs, outputs = min(choice.rank[0], window.channels), min(choice.rank[1], window.rows)
+        return Choice(choice.method, (inputs, min(outputs, inputs * math.prod(window.kernel))))
+    return Choice(choice.method, (min(choice.rank[0], low_rank.most_rank(window, choice.method)),))

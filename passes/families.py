@@ -45,6 +45,8 @@ SWEEP_WORK = 1.2e6
 """Multiplications of one sweep, below which a family that rarely wins is given its chance."""
 BLOCK_ROWS = 4
 """Output channels that hardware would skip together."""
+CIRCULANT_BITS, CIRCULANT_GAIN = 7.0, 10.0
+"""Bits of a parameter of a circulant form, and by how much a fit may better the plain projection, at most."""
 SHARED_TOLERANCES = (0.1, 0.3, 0.5)
 
 
@@ -351,11 +353,13 @@ def _distinct(problem: Problem) -> int:
 
 
 def _is_promising(form: Circulant, ask: Ask) -> bool:
-    """Whether the plain projection loses no more than the coarsest that the rate family goes to."""
+    """Whether the plain projection loses not many times what the rate family does at its size, to guess from."""
     if ask.is_open:
         return True
+    bits = CIRCULANT_BITS * ask.problem.weights.size / form.block
+    rivals = [option.loss for option in ask.rate if option.bits <= bits] or [ask.rate[-1].loss]
     try:
-        return form.outlook(ask.problem) <= ask.rate[-1].loss
+        return form.outlook(ask.problem) <= CIRCULANT_GAIN * min(rivals)
     except RecipeError:
         return False
 

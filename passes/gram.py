@@ -73,8 +73,8 @@ class Moments:
         return np.asarray(variance <= NOISE * size)[:, None, None]
 
 
-BATCHED_TAPS = 1024
-"""Products of layers with more are taken over some samples together: to add up so large sums takes longer than they."""
+TOTALS = 64
+"""Samples whose totals are multiplied together."""
 
 
 class Means:
@@ -115,9 +115,10 @@ class Means:
 
 
 class Gatherer:
-    """Adds up the moments of one layer. Sums are float64, products of one sample float32, in the order of the samples.
+    """Adds up the moments of one layer, in the order of the samples; sums are float64.
 
-    Of a layer with many taps, products of as many samples as have half as many positions are float32.
+    Products are float32, of as many samples at a time as have half as many positions as there are taps: to add up large
+    matrices for each sample takes longer than to multiply.
 
     Args:
         layer: The layer.
@@ -133,6 +134,7 @@ class Gatherer:
         self._answer = np.zeros((layer.groups, layer.rows))
         self._cross = np.zeros((layer.groups, layer.rows, layer.taps))
         self._has_answers = False
+        self._waiting_positions = 0
         self._waiting: list[tuple[NDArray[np.float32], NDArray[np.float32] | None]] = []
         self._totals: list[NDArray[np.float64]] = []
 
@@ -145,13 +147,12 @@ class Gatherer:
         if wanted is not None:
             self._has_answers = True
             self._answer += wanted.sum(axis=2, dtype=np.float64)
-        if self._layer.taps <= BATCHED_TAPS:
-            self._shared += total[:, :, None] * total[:, None, :] / seen.shape[2]
-            self._multiply(seen, wanted)
-            return
         self._totals.append(total / math.sqrt(seen.shape[2]))
+        if len(self._totals) == TOTALS:
+            self._add_totals()
         self._waiting.append((seen, wanted))
-        if sum(each.shape[2] for each, _ in self._waiting) >= self._layer.taps // 2:
+        self._waiting_positions += seen.shape[2]
+        if self._waiting_positions >= self._layer.taps // 2:
             self._flush()
 
     def _multiply(self, seen: NDArray[np.float32], wanted: NDArray[np.float32] | None) -> None:
@@ -164,19 +165,26 @@ class Gatherer:
         """Multiply what waits."""
         if self._waiting:
             answers = [each for _, each in self._waiting if each is not None]
-            seen = np.concatenate([each for each, _ in self._waiting], axis=2)
-            self._multiply(seen, np.concatenate(answers, axis=2) if answers else None)
+            self._multiply(_joined([each for each, _ in self._waiting]), _joined(answers) if answers else None)
+        self._waiting, self._waiting_positions = [], 0
+
+    def _add_totals(self) -> None:
         if self._totals:
             totals = np.stack(self._totals, axis=2)
             self._shared += np.matmul(totals, totals.transpose(0, 2, 1))
-        self._waiting, self._totals = [], []
+        self._totals = []
 
     def moments(self) -> Moments:
         """What was gathered so far; at least one sample."""
         self._flush()
+        self._add_totals()
         n = self._count
         answers = (self._answer / n, self._cross / n) if self._has_answers else (None, None)
         return Moments(n, self._sum / n, self._square / n, self._shared / n, *answers)
+
+
+def _joined(parts: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=2)
 
 
 def collect_moments(

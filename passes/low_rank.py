@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from passes.graph import (
     replace,
     shape_of,
 )
+from passes.problem import Turned
 from passes.recipes import Problem
 from passes.solvers import low_rank as solvers
 from passes.weights import is_canonical_gemm, weights_of
@@ -34,8 +36,8 @@ METADATA = "edgec.low_rank"
 """Of every node that this pass made: method, rank and the name of the node that it stands for in part."""
 EXACT = 1e-12
 """Share of the weights' energy that float32 noise may be: a rank that misses no more is the layer's own."""
-RANKS_MAX = 16
-"""Ranks offered for each method: beyond it the grid is coarser."""
+RANKS_MAX, NESTED_MAX = 16, 64
+"""Ranks offered for each method: beyond it the grid is coarser. Where one factorisation answers for all, more are."""
 
 
 class Method(StrEnum):
@@ -43,11 +45,14 @@ class Method(StrEnum):
 
     SVD = "svd"
     SPATIAL = "spatial"
+    ACROSS = "across"
     TUCKER = "tucker"
     CP = "cp"
 
 
-DEFAULT = (Method.SVD, Method.SPATIAL, Method.TUCKER)
+SEPARABLE = (Method.SPATIAL, Method.ACROSS)
+"""A column of the kernel, then a row; or a row first."""
+DEFAULT = (Method.SVD, *SEPARABLE, Method.TUCKER)
 """CP is left to who asks for it: every rank is an iteration of its own."""
 
 
@@ -171,7 +176,7 @@ def _matmul_window(node: ir.Node, weights: Array) -> Window | str:
 def why_not(window: Window, method: Method) -> str | None:
     """Why a layer of these sizes has no such split."""
     positions = math.prod(window.kernel)
-    if method is Method.SPATIAL and (len(window.kernel) != 2 or min(window.kernel) == 1):
+    if method in SEPARABLE and (len(window.kernel) != 2 or min(window.kernel) == 1):
         return "its kernel has not two sides to split"
     if method in (Method.TUCKER, Method.CP) and positions == 1:
         return "its kernel has one position: svd is the same and exact"
@@ -200,6 +205,12 @@ def _parts(window: Window, choice: Choice) -> list[Window]:
             return [
                 Window(groups, first, channels, (kernel[0], 1), before, middle),
                 Window(groups, rows, first, (1, kernel[1]), middle, after),
+            ]
+        case Method.ACROSS:
+            middle = (before[0], after[1])
+            return [
+                Window(groups, first, channels, (1, kernel[1]), before, middle),
+                Window(groups, rows, first, (kernel[0], 1), middle, after),
             ]
         case Method.TUCKER:
             core = Window(1, last, first, kernel, before, after)
@@ -256,23 +267,24 @@ def _losses(
     if method is Method.CP:
         ranks = [rank for rank in _grid(2 * max(window.rows, window.channels), step) if _pays(window, method, rank)]
         return [((rank,), _measured(problem, window, Choice(method, (rank,)))) for rank in ranks]
-    most = _most(window, method)
+    most = most_rank(window, method)
     losses = np.zeros(most + 1)
     for group in range(window.groups):
         losses += _nested(problem, group, window, method, most)[: most + 1]
     is_exact = losses <= EXACT * losses[0]
     own = int(is_exact.argmax()) if is_exact.any() else most
-    return [((rank,), float(losses[rank])) for rank in sorted({*_grid(most, step), max(own, 1)})]
+    return [((rank,), float(losses[rank])) for rank in sorted({*_grid(most, step, NESTED_MAX), max(own, 1)})]
 
 
 def _measured(problem: Problem, window: Window, choice: Choice) -> float:
     return problem.loss(product(window, _factors(problem, window, choice)))
 
 
-def _most(window: Window, method: Method) -> int:
+def most_rank(window: Window, method: Method) -> int:
     """The largest rank that changes anything."""
-    if method is Method.SPATIAL:
-        return min(window.channels * window.kernel[0], window.rows * window.kernel[1])
+    if method in SEPARABLE:
+        first, last = window.kernel if method is Method.SPATIAL else window.kernel[::-1]
+        return min(window.channels * first, window.rows * last)
     return min(window.rows, window.channels * math.prod(window.kernel))
 
 
@@ -281,26 +293,26 @@ def _pays(window: Window, method: Method, rank: int) -> bool:
     return weights < window.weights and macs <= window.macs
 
 
-def _grid(most: int, step: int) -> list[int]:
-    """Multiples of `step` up to `most`, at most RANKS_MAX of them."""
-    step *= max(1, -(-(most // step) // RANKS_MAX))
+def _grid(most: int, step: int, count: int = RANKS_MAX) -> list[int]:
+    """Multiples of `step` up to `most`, at most `count` of them."""
+    step *= max(1, -(-(most // step) // count))
     return list(range(step, most + 1, step))
 
 
 def _nested(problem: Problem, group: int, window: Window, method: Method, most: int) -> NDArray[np.float64]:
     if method is Method.SVD:
         return _svd(problem, group, window).losses
-    return _spatial(problem, group, window, most).losses
+    return _spatial(problem, group, window, method, most).losses
 
 
 def _svd(problem: Problem, group: int, window: Window) -> solvers.Svd:
     return solvers.Svd(problem.weights[group], problem.hessian[group], problem.importance[group], window.kernel)
 
 
-def _spatial(problem: Problem, group: int, window: Window, most: int) -> solvers.Spatial:
+def _spatial(problem: Problem, group: int, window: Window, method: Method, most: int) -> solvers.Spatial:
     height, width = window.kernel
     parts = problem.weights[group], problem.hessian[group], problem.importance[group]
-    return solvers.Spatial(*parts, (height, width), most)
+    return solvers.Spatial(*parts, (height, width), most, is_across=method is Method.ACROSS)
 
 
 def _tucker(problem: Problem, group: int, window: Window, most: int) -> solvers.Tucker:
@@ -316,8 +328,8 @@ def _factors(problem: Problem, window: Window, choice: Choice, sweeps: int = 0) 
         match choice.method:
             case Method.SVD:
                 found = _svd(problem, group, window).factors(*choice.rank)
-            case Method.SPATIAL:
-                found = _spatial(problem, group, window, *choice.rank).factors(*choice.rank)
+            case Method.SPATIAL | Method.ACROSS:
+                found = _spatial(problem, group, window, choice.method, *choice.rank).factors(*choice.rank)
             case Method.TUCKER:
                 inputs, outputs = choice.rank
                 found = _tucker(problem, group, window, inputs).factors(inputs, outputs)
@@ -351,12 +363,12 @@ def _rank_problem(window: Window, choice: Choice) -> str | None:
         return f"{choice} is no rank of that method"
     if choice.method is Method.TUCKER:
         inputs, outputs = choice.rank
-        most = (window.channels, min(window.rows, inputs * math.prod(window.kernel)))
-        return None if inputs <= most[0] and outputs <= most[1] else f"rank {choice} is above {most[0]}x{most[1]}"
+        wide, high = window.channels, min(window.rows, inputs * math.prod(window.kernel))
+        return None if inputs <= wide and outputs <= high else f"rank {choice} is above {wide}x{high}"
     if choice.method is Method.CP:
         return None
-    most_rank = _most(window, choice.method)
-    return None if choice.rank[0] <= most_rank else f"rank {choice} is above {most_rank}"
+    most = most_rank(window, choice.method)
+    return None if choice.rank[0] <= most else f"rank {choice} is above {most}"
 
 
 def svd_losses(problem: Problem, window: Window) -> NDArray[np.float64]:
@@ -374,7 +386,7 @@ class LowRank(Rewrite):
 
     Args:
         plan: Method and rank by node name.
-        problems: Weights and H by node name; a node without is skipped.
+        problems: Weights and H by node name, rows turned or not; a node without is skipped.
         means: What each tap reads on average, float64 [groups, taps] by node name. Where given, the bias takes up the
             mean of the error: b' = b + (W - W') E[x]. A MatMul has no bias, and leaves it.
         sweeps: As for `factors`.
@@ -385,7 +397,7 @@ class LowRank(Rewrite):
     def __init__(
         self,
         plan: Mapping[str, Choice],
-        problems: Mapping[str, Problem],
+        problems: Mapping[str, Problem | Turned],
         means: Mapping[str, NDArray[np.float64]] | None = None,
         sweeps: int = 2,
     ) -> None:
@@ -415,17 +427,33 @@ class LowRank(Rewrite):
         if (problem := self._problems.get(name)) is None:
             return "nothing is known about its input"
         shape = (window.groups, window.rows, window.channels * math.prod(window.kernel))
-        return None if problem.weights.shape == shape else f"its weights are not {list(problem.weights.shape)}"
+        given = _plain(problem).weights.shape
+        return None if given == shape else f"its weights are not {list(given)}"
 
     def _split(self, node: ir.Node, window: Window, choice: Choice) -> None:
-        problem = self._problems[str(node.name)]
+        given = self._problems[str(node.name)]
+        problem = _plain(given)
         found = factors(problem, window, choice, self._sweeps)
+        weights = problem.weights
+        if isinstance(given, Turned):
+            found = [_turned_back(each, turn) for each, turn in zip(found, given.back, strict=True)]
+            weights = np.matmul(given.back, weights)
         old = constant(operand(node, 2))
         bias = None if old is None else old.astype(np.float64).reshape(-1)
         if (mean := self._means.get(str(node.name))) is not None:
-            shift = np.einsum("grt,gt->gr", problem.weights - product(window, found), mean).reshape(-1)
+            shift = np.einsum("grt,gt->gr", weights - product(window, found), mean).reshape(-1)
             bias = shift if bias is None else bias + shift
         replace(node, *_nodes(node, window, choice, found, bias))
+
+
+def _plain(problem: Problem | Turned) -> Problem:
+    return problem.problem if isinstance(problem, Turned) else problem
+
+
+def _turned_back(found: solvers.Factors, back: NDArray[np.float64]) -> solvers.Factors:
+    """For the rows of the layer: the last factor alone knows of rows."""
+    *first, last = found.tensors
+    return dataclasses.replace(found, tensors=(*first, np.tensordot(back, last, axes=1)))
 
 
 def _nodes(
@@ -484,6 +512,7 @@ def _conv(
 
 
 def _walks(method: Method, index: int, rank: int) -> tuple[bool, ...]:
-    if method is Method.SPATIAL:
-        return (index == 0, index == 1)
+    if method in SEPARABLE:
+        is_first = index == 0
+        return (is_first, not is_first) if method is Method.SPATIAL else (not is_first, is_first)
     return (index == (0 if method is Method.SVD else 1),) * rank

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,9 @@ from passes.recipes import Problem
 
 SHRINKAGE = 0.1
 """Share of the mean variance that is added to every input's: samples are not the world."""
+CORRELATION_SHRINKAGE = 0.1
+"""How far correlations between output channels are drawn to 0, for the same reason."""
+_ROW_MIN = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,15 +29,24 @@ class Importance:
     Attributes:
         scattered: E[sum over positions of (J - mean J)^2], float64 [C_out].
         shared: E[(sum over positions of J)^2], float64 [C_out].
+        correlation: Of J between output channels, float64 [C_out, C_out], 1 on its diagonal; None where it is not
+            known: errors of different channels then neither cancel nor add up.
     """
 
     scattered: NDArray[np.float64]
     shared: NDArray[np.float64]
+    correlation: NDArray[np.float64] | None = None
 
     @staticmethod
     def even(channels: int) -> Importance:
         """Every channel alike, errors independent."""
         return Importance(np.ones(channels), np.zeros(channels))
+
+    def of(self, rows: Sequence[int]) -> Importance:
+        """Of some of the output channels."""
+        kept = list(rows)
+        between = None if self.correlation is None else self.correlation[np.ix_(kept, kept)]
+        return Importance(self.scattered[kept], self.shared[kept], between)
 
 
 def weighing(moments: Moments, importance: Importance) -> tuple[float, NDArray[np.float64]]:
@@ -65,3 +78,39 @@ def problem_of(layer: Layer, weights: NDArray[np.generic], moments: Moments, imp
     ratio, rows = weighing(moments, importance)
     hessian = moments.hessian(SHRINKAGE, ratio)
     return Problem(layer.matrix(weights), hessian, rows.reshape(layer.groups, layer.rows), layer.kernel)
+
+
+@dataclass(frozen=True, eq=False)
+class Turned:
+    """A problem whose rows are combinations of the layer's: errors of the new rows cost each for itself.
+
+    Attributes:
+        problem: With importance 1.
+        back: From its rows to those of the layer, float64 [groups, rows, rows].
+    """
+
+    problem: Problem
+    back: NDArray[np.float64]
+
+
+def turned(problem: Problem, importance: Importance) -> Turned:
+    """The problem in rows of which errors are not correlated: with G = A R A the cost of a change D is tr(G D H D^T).
+
+    A^2 is the importance of the rows and R their correlation, drawn to the identity by CORRELATION_SHRINKAGE.
+
+    Source: Martens and Grosse, Optimizing Neural Networks with Kronecker-factored Approximate Curvature, ICML 2015,
+        section 3, for G as the output factor.
+    """
+    groups, rows, _ = problem.weights.shape
+    scale = np.sqrt(np.maximum(problem.importance, _ROW_MIN * problem.importance.max(initial=1e-30)))
+    forward, back = np.empty((2, groups, rows, rows))
+    for group in range(groups):
+        own = slice(group * rows, (group + 1) * rows)
+        between = np.eye(rows) if importance.correlation is None else importance.correlation[own, own]
+        drawn = (1 - CORRELATION_SHRINKAGE) * between + CORRELATION_SHRINKAGE * np.eye(rows)
+        values, vectors = np.linalg.eigh((drawn + drawn.T) / 2)
+        root = np.sqrt(np.maximum(values, CORRELATION_SHRINKAGE / 2))
+        forward[group] = (vectors * root) @ vectors.T * scale[group]
+        back[group] = (vectors / root) @ vectors.T / scale[group][:, None]
+    weights = np.matmul(forward, problem.weights)
+    return Turned(replace(problem, weights=weights, importance=np.ones_like(problem.importance)), back)

@@ -19,6 +19,7 @@ from passes import statistics
 from passes.base import Notes, PassReport, Rewrite
 from passes.cones import Kind, Point, points
 from passes.equalize import MARK, Equalize, EqualizeConfig, equalizable
+from passes.layer import layers
 from passes.problem import Importance
 from passes.quantize_weights import quantize_weights
 from passes.recipes import Recipe
@@ -39,6 +40,10 @@ MEMORY = 64 * 2**20
 """Bytes that the wanted responses of one layer may take; larger networks are reconstructed on fewer samples."""
 
 
+SEEN, WORK = 4, 4 * 10**9
+"""Positions for each tap that make a covariance sure, and multiplications that one walk over samples for that takes."""
+
+
 @dataclass(frozen=True)
 class QuantizeConfig:
     """How to quantize.
@@ -50,6 +55,8 @@ class QuantizeConfig:
         equalize: How far to equalize the channels in front of depthwise Convs; None: not at all.
         reconstruct: Whether to choose weights and biases so that a layer's output errs least, instead of the nearest.
         reconstruction_samples: At most this many samples, evenly spaced, are used for that.
+        samples_of_few: So many instead, where layers read few positions of a sample and have many taps, and as far as a
+            network is small; 0 for none.
         positions: Of one sample, at most about as many are looked at for that.
         is_coarse: Whether weight scales and biases are put on grids that are cheap to store.
         follow: Whether a layer makes good for what the layers before it changed.
@@ -61,6 +68,7 @@ class QuantizeConfig:
     equalize: EqualizeConfig | None = EqualizeConfig()
     reconstruct: bool = True
     reconstruction_samples: int = 64
+    samples_of_few: int = 0
     positions: int = 1024
     is_coarse: bool = False
     follow: bool = True
@@ -168,15 +176,16 @@ class Calibrated:
         if not wanted:
             report = PassReport("quantize", skipped=dict.fromkeys(sorted(nodes), reason) if reason else {})
             return Calibrated(model.clone(), base, {}, Responses({}), {}, config, (report,))
-        samples = statistics.spread(samples, config.samples)
+        weighted = _weighted(model, wanted) if config.reconstruct else frozenset()
+        enough = affordable(model, weighted, config)
+        samples = statistics.spread(samples, max(config.samples, min(enough, config.samples_of_few)))
         reports = [PassReport("calibrate", metrics={"calibration_samples": float(statistics.count(samples))})]
         if config.equalize and (convs := equalizable(model, wanted)):
             peaks = statistics.collect(model, samples, peaks=convs, progress=progress).peaks
             reports.append(_applied(Equalize(convs, peaks, config.equalize), base))
         equalized = base.clone()
         names, total = [point.name for point in wanted], statistics.count(samples)
-        weighted = _weighted(equalized, wanted) if config.reconstruct else frozenset()
-        rows = statistics.spread_rows(total, affordable(equalized, weighted, config))
+        rows = statistics.spread_rows(total, enough)
         outputs = {str(node.name): str(node.outputs[0].name) for node in equalized.graph if node.name in weighted}
         answers = Answers(equalized, outputs, len(rows), config.positions)
         places = {int(row): place for place, row in enumerate(rows)}
@@ -242,10 +251,29 @@ def _aims(model: ir.Model, wanted: tuple[Point, ...], scales: Scales) -> dict[st
 
 
 def affordable(model: ir.Model, aims: Container[str], config: QuantizeConfig) -> int:
-    """As many samples as keep the wanted responses of the largest layer within MEMORY."""
+    """As many samples as keep the wanted responses of the largest layer within MEMORY.
+
+    Of a small network they are as many as its covariances need, SEEN positions for each tap.
+    """
     shapes = [edit.shape_of(node.outputs[0]) or (1,) for node in model.graph if node.name in aims]
     largest = max((shape[1] * min(math.prod(shape[2:]), config.positions) * 4 for shape in shapes), default=1)
-    return max(1, min(config.reconstruction_samples, MEMORY // largest))
+    count = max(config.reconstruction_samples, min(_needed(model, aims, config), config.samples_of_few))
+    return max(1, min(count, MEMORY // largest))
+
+
+def _needed(model: ir.Model, aims: Container[str], config: QuantizeConfig) -> int:
+    """Samples with SEEN positions for each tap of every layer, as far as they take no more than WORK."""
+    known = layers(model)
+    needed, macs = 0, 1
+    for node in model.graph:
+        layer = known.get(str(node.name))
+        if layer is None or node.name not in aims:
+            continue
+        shape = edit.shape_of(node.outputs[0]) or (layer.channels,)
+        macs += layer.macs(shape)
+        positions = max(1, min(math.prod(shape) // layer.channels, config.positions))
+        needed = max(needed, -(-SEEN * layer.taps // positions))
+    return min(needed, WORK // macs)
 
 
 def _applied(step: Rewrite, model: ir.Model) -> PassReport:

@@ -7,11 +7,13 @@ integer machine, and for the codes at the scales that came of it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from passes.solvers.hessian import Walk
 
 
 class RecipeError(ValueError):
@@ -35,6 +37,24 @@ class Problem:
     hessian: NDArray[np.float64]
     importance: NDArray[np.float64]
     kernel: tuple[int, ...] = ()
+    _walks: dict[int, tuple[NDArray[np.float64], tuple[Walk, ...]]] = field(default_factory=dict, repr=False)
+    """What was found for which H: a copy with other weights shares it."""
+
+    def walks(self, dimension: int = 1) -> tuple[Walk, ...]:
+        """Along H of each group, in blocks of so many taps: whatever is swept for this layer, goes along the same."""
+        hessian, found = self._walks.get(dimension, (None, ()))
+        if hessian is not self.hessian:
+            found = tuple(Walk.along(each, dimension) for each in self.hessian)
+            self._walks[dimension] = self.hessian, found
+        return found
+
+    @property
+    def left(self) -> NDArray[np.float64]:
+        """What an error of 1 in one weight costs once the sweep has made good for it, on average, float64 [groups].
+
+        Rounding errors of scale^2 / 12 each so cost a row taps * left * scale^2 / 12.
+        """
+        return np.array([float(np.mean(walk.pivots)) for walk in self.walks()])
 
     def loss(self, weights: NDArray[np.float64]) -> float:
         """Cost of using `weights` instead, float64 [groups, rows, taps]."""

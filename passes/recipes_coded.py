@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from passes import storage
 from passes.recipes import Coded, Problem, RecipeError
-from passes.recipes_uniform import GPTQ_TAPS_MAX, SLOPE, left_variance, limit_of, steady
+from passes.recipes_uniform import GPTQ_TAPS_MAX, SLOPE, limit_of, steady
 from passes.solvers import codebook, planes, stochastic, ternary, vector
 from passes.solvers.codebook import Indices
 from passes.solvers.hessian import Matrix
@@ -20,7 +20,8 @@ Stack = NDArray[np.float64]
 
 ROUNDS = 3
 """Turns of fitting the shared entries and choosing among them."""
-RATE_ROUNDS = 8
+RATE_ROUNDS, RATE_GAIN = 8, 2e-3
+"""With a price of bits: at most so many turns, and what one must gain for another."""
 NOISE = 2.0**-18
 """Relative error of what was computed in float32: weights so close to integers were integers."""
 
@@ -157,7 +158,8 @@ class Codebook:
         return np.unique(np.clip(np.rint(levels), -self.limit, self.limit)) + 0.0
 
     def _chosen(self, problem: Problem, exact: Stack, levels: NDArray[np.float64]) -> Indices:
-        return np.stack([codebook.assign(w, h, levels[None]) for w, h in zip(exact, problem.hessian, strict=True)])
+        layer = zip(exact, problem.hessian, problem.walks(), strict=True)
+        return np.stack([codebook.assign(w, h, levels[None], walk) for w, h, walk in layer])
 
     def _planted(self, weights: Stack) -> Stack | None:
         """Scales at which the weights are few integers, or few real numbers; None where they are many."""
@@ -219,7 +221,7 @@ class Vector:
     def codes(self, problem: Problem, scale: Stack) -> Coded:
         self._check(problem)
         weight = steady(problem.importance) * np.square(scale)
-        target = Problem(problem.weights / scale[:, :, None], problem.hessian, weight)
+        target = replace(problem, weights=problem.weights / scale[:, :, None], importance=weight)
         entries = self._whole(self._centres(problem, scale))
         indices = self._chosen(target, entries, np.zeros(len(entries)))
         best, least = (entries, indices), self._cost(target, entries, indices)
@@ -229,9 +231,10 @@ class Vector:
             entries = np.clip(np.rint(moved), -self.limit, self.limit) + 0.0
             indices = self._chosen(target, entries, prices)
             cost = self._cost(target, entries, indices)
+            before = least
             if cost < least:
                 best, least = (entries, indices), cost
-            elif not self.step:
+            if least >= (1 - RATE_GAIN if self.step else 1) * before:
                 break
         return _coded(*best)
 
@@ -253,8 +256,7 @@ class Vector:
         """Units of the rows: their sizes, or the steps that RateDistortion gives them."""
         if not self.step:
             return _row_sizes(problem)
-        left = np.stack([left_variance(each) for each in problem.hessian])
-        return self.step / np.sqrt(steady(problem.importance) * left[:, None])
+        return self.step / np.sqrt(steady(problem.importance) * problem.left[:, None])
 
     def _centres(self, problem: Problem, rows: Stack) -> Matrix:
         """A codebook of the sub-vectors over `rows`, float64 [up to entries, dimension]."""
@@ -272,9 +274,10 @@ class Vector:
 
     def _chosen(self, target: Problem, entries: Matrix, prices: NDArray[np.float64]) -> Indices:
         found = []
-        for weights, hessian, weight in zip(target.weights, target.hessian, target.importance, strict=True):
+        layer = zip(target.weights, target.hessian, target.importance, target.walks(self.dimension), strict=True)
+        for weights, hessian, weight, walk in layer:
             extra = prices / weight[:, None] if prices.any() else None
-            swept = vector.assign(weights, hessian, entries, extra)
+            swept = vector.assign(weights, hessian, entries, extra, walk)
             found.append(vector.polish(weights, swept, hessian, entries, extra))
         return np.stack(found)
 

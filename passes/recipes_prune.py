@@ -129,7 +129,7 @@ class PruneByRate:
         return RateDistortion(self.step, self.limit).scales(problem)
 
     def codes(self, problem: Problem, scale: NDArray[np.float64]) -> Coded:
-        """Survivors rounded with the rate, at the code lengths of a first rounding without.
+        """Survivors rounded with the rate, at the code lengths of the nearest integers and then of those found.
 
         Raises:
             RecipeError: The surgeon would take too long.
@@ -140,11 +140,12 @@ class PruneByRate:
         price, grid = SLOPE * self.step**2, prune.Grid(scale, self.limit)
         kept = _trace_of(problem, self.pattern).kept_below(self.saved * price)
         layer, is_shared = (problem.weights, problem.hessian, kept, grid, problem.importance), not _is_exact(kept)
-        rate = None
-        for _ in range(3):
+        start = np.clip(np.rint(problem.weights / scale[:, :, None]), -self.limit, self.limit)
+        codes = np.where(kept, start, 0.0)
+        for _ in range(2):
+            rate = Rate(price, code_lengths(codes, self.limit))
             pruned = prune.quantized(*layer, is_shared=is_shared, rate=rate)
             codes = np.rint(pruned.weights / scale[:, :, None])
-            rate = Rate(price, code_lengths(codes, self.limit))
         return Coded(codes.astype(np.int32))
 
 

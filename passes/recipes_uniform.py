@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from passes.recipes import Coded, Problem
-from passes.solvers.gptq import Rate, code_lengths, gptq, mse_scales, pivots, polish
+from passes.solvers.gptq import Rate, code_lengths, gptq, mse_scales, polish
 
 GPTQ_TAPS_MAX = 8192
 """Weights that one output channel may have for the sweep: its matrix has the square of that."""
@@ -71,13 +71,12 @@ class Uniform:
     def codes(self, problem: Problem, scale: NDArray[np.float64]) -> Coded:
         return Coded(
             np.stack(
-                [self._rounded(w, h, s) for w, h, s in zip(problem.weights, problem.hessian, scale, strict=True)]
+                [self._rounded(problem, group, s) for group, s in enumerate(scale)]
             ).astype(np.int32)
         )
 
-    def _rounded(
-        self, weights: NDArray[np.float64], hessian: NDArray[np.float64], scale: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
+    def _rounded(self, problem: Problem, group: int, scale: NDArray[np.float64]) -> NDArray[np.float64]:
+        weights, hessian = problem.weights[group], problem.hessian[group]
         exact = weights / scale[:, None]
         nearest = np.clip(np.rint(exact), -self.limit, self.limit)
         if self.is_nearest or weights.shape[1] > GPTQ_TAPS_MAX:
@@ -86,7 +85,7 @@ class Uniform:
         if self.bits >= WIDE_BITS:
             keep &= nearest.any(axis=1, keepdims=True)  # a row of zeros is dead
             return polish(exact, nearest, hessian, self.limit, keep=keep, reach=1.0, sweeps=8)
-        swept = gptq(weights, hessian, scale, self.limit, keep=keep)
+        swept = gptq(weights, hessian, scale, self.limit, keep=keep, walk=problem.walks()[group])
         return polish(exact, swept, hessian, self.limit, keep=keep)
 
 
@@ -113,9 +112,8 @@ class RateDistortion:
         return f"RD {self.step:.3g}"
 
     def scales(self, problem: Problem) -> NDArray[np.float64]:
-        left = np.stack([left_variance(each) for each in problem.hessian])
         loud = np.abs(problem.weights).max(axis=2, initial=0.0)
-        wished = self.step / np.sqrt(steady(problem.importance) * left[:, None])
+        wished = self.step / np.sqrt(steady(problem.importance) * problem.left[:, None])
         # Coarser than the largest weight means a channel of zeros: finer than the limit cannot be written.
         return np.clip(wished, loud / self.limit, np.maximum(2 * loud, np.finfo(np.float32).tiny))
 
@@ -127,35 +125,25 @@ class RateDistortion:
         for _ in range(2):
             rate = Rate(price, bits)
             start = np.stack(
-                [
-                    self._rounded(w, h, s, g, rate)
-                    for w, h, s, g in zip(problem.weights, problem.hessian, scale, importance, strict=True)
-                ]
+                [self._rounded(problem, group, s, importance[group], rate) for group, s in enumerate(scale)]
             )
             bits = code_lengths(start, self.limit)
         return Coded(start.astype(np.int32))
 
     def _rounded(
         self,
-        weights: NDArray[np.float64],
-        hessian: NDArray[np.float64],
+        problem: Problem,
+        group: int,
         scale: NDArray[np.float64],
         importance: NDArray[np.float64],
         rate: Rate,
     ) -> NDArray[np.float64]:
+        weights, hessian, walk = problem.weights[group], problem.hessian[group], problem.walks()[group]
         keep = weights != 0
-        swept = gptq(weights, hessian, scale, self.limit, importance=importance, rate=rate, keep=keep)
+        swept = gptq(weights, hessian, scale, self.limit, importance=importance, rate=rate, keep=keep, walk=walk)
         exact = weights / scale[:, None]
         weight = importance * np.square(scale)
         return polish(exact, swept, hessian, self.limit, weight=weight, rate=rate, keep=keep)
-
-
-def left_variance(hessian: NDArray[np.float64]) -> float:
-    """What an error of 1 in one weight costs once the sweep has made good for it, on average over the taps.
-
-    Rounding errors of scale^2 / 12 each so cost a row taps * left * scale^2 / 12.
-    """
-    return float(np.mean(pivots(hessian)))
 
 
 def steady(importance: NDArray[np.float64]) -> NDArray[np.float64]:

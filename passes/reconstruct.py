@@ -17,7 +17,7 @@ from passes.layer import Layer, layers
 from passes.problem import SHRINKAGE, Importance, problem_of
 from passes.quantize_weights import WEIGHT_MAX, bias_codes, dead_channels, fitted, nearest_codes
 from passes.recipes import AsFound, Coded, Problem, Recipe, RecipeError
-from passes.recipes_uniform import WIDE_BITS, Uniform, left_variance
+from passes.recipes_uniform import WIDE_BITS, Uniform
 from passes.scale_grid import STEPS_PER_OCTAVE
 from passes.scales import Scale
 from passes.spill import Rows, Store
@@ -329,9 +329,8 @@ def _bias_step(problem: Problem, scale: NDArray[np.float32], importance: Importa
     With s a step, a bias' error is shared by all positions and costs shared * s^2 / 12, a weight's costs
     importance * left * s^2 / 12.
     """
-    left = np.array([left_variance(each) for each in problem.hessian])[:, None]
     steps = np.square(scale.astype(np.float64)).reshape(problem.importance.shape)
-    weight = float((problem.importance * left * steps).mean())
+    weight = float((problem.importance * problem.left[:, None] * steps).mean())
     shared = 1.0 if importance is None else float(importance.shared.mean())
     return math.sqrt(weight / max(shared, 1e-30))
 

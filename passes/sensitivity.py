@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -25,6 +25,8 @@ from passes.statistics import Arrays, Progress
 SAMPLES, DRAWS = 64, 4
 TEMPERATURE = 2.0
 FACTOR_MAX = 30.0
+CORRELATED_MAX = 512
+"""Output channels of a layer up to which their correlation is taken: it costs their square."""
 _STEP = 1e-3
 
 Grad = NDArray[np.float32]
@@ -45,7 +47,12 @@ class Sensitivity:
 
 
 def importance(
-    model: ir.Model, samples: Arrays, *, seed: int = 0, progress: Progress | None = None
+    model: ir.Model,
+    samples: Arrays,
+    *,
+    seed: int = 0,
+    is_correlated: bool = False,
+    progress: Progress | None = None,
 ) -> Sensitivity:
     """Importance of every output channel of every weighted layer.
 
@@ -53,10 +60,11 @@ def importance(
         model: Canonical float graph, batch 1; intact afterwards.
         samples: Inputs by name, [N, ...]; at most SAMPLES of them are used.
         seed: Of the random directions.
+        is_correlated: Whether the correlation between the channels of a layer is wanted, of up to CORRELATED_MAX.
         progress: Told ("sensitivity", done, total).
 
     Source: Martens and Grosse, Optimizing Neural Networks with Kronecker-factored Approximate Curvature, ICML 2015,
-        section 3, with the output factor reduced to its diagonal.
+        section 3, with the output factor reduced to its diagonal, or whole.
     """
     some = statistics.spread(samples, SAMPLES)
     known, total = layers(model), statistics.count(some)
@@ -66,14 +74,21 @@ def importance(
     energy = _energies(model, some)
     rng = np.random.default_rng(seed)
     sums = {name: np.zeros((2, layer.channels)) for name, layer in known.items()}
+    sizes = {name: layer.channels for name, layer in known.items() if is_correlated}
+    products = {name: np.zeros((size, size)) for name, size in sizes.items() if size <= CORRELATED_MAX}
     blocked: dict[str, str] = {}
     for index, row in enumerate(statistics.run(model, some, names)):
         backward = _Backward(model, row, rng, energy, blocked)
         for name, grad in backward.layers(known):
             sums[name] += _squares(known[name], grad) / (total * DRAWS)
+            if name in products:
+                products[name] += _products(known[name], grad)
         if progress:
             progress("sensitivity", index + 1, total)
-    return Sensitivity(_filled(sums), blocked)
+    found = _filled(sums)
+    for name, product in products.items():
+        found[name] = replace(found[name], correlation=_correlation(product))
+    return Sensitivity(found, blocked)
 
 
 def calibrated(
@@ -100,9 +115,9 @@ def calibrated(
         probed, expected = _probed(model, name, layer, moments[name], found.importance[name], probe)
         if expected > 0:
             after = list(statistics.run(probed, some, outputs))
-            factor = min(max(_divergence(model, before, after) / expected, 1 / FACTOR_MAX), FACTOR_MAX)
+            factor = min(max(divergence(model, before, after) / expected, 1 / FACTOR_MAX), FACTOR_MAX)
             old = found.importance[name]
-            result[name] = Importance(old.scattered * factor, old.shared * factor)
+            result[name] = replace(old, scattered=old.scattered * factor, shared=old.shared * factor)
         if progress:
             progress("probe", index + 1, len(known))
     return Sensitivity(result, found.blocked)
@@ -133,7 +148,7 @@ def _probed(
     return copy, problem.loss(rounded)
 
 
-def _divergence(
+def divergence(
     model: ir.Model, before: list[dict[str, NDArray[np.float32]]], after: list[dict[str, NDArray[np.float32]]]
 ) -> float:
     """Mean divergence of the outputs, in the units of `importance`."""
@@ -160,14 +175,32 @@ def _filled(sums: dict[str, NDArray[np.float64]]) -> dict[str, Importance]:
 
 def _squares(layer: Layer, grad: Grad) -> NDArray[np.float64]:
     """Scattered and shared squares of the gradient of each output channel, summed over draws, float64 [2, C_out]."""
-    by_channel = grad.reshape(DRAWS, layer.channels, -1) if layer.op == "Conv" else _channels_first(layer, grad)
+    by_channel = _by_channel(layer, grad)
     total = by_channel.sum(axis=2, dtype=np.float64)
     squares = np.square(by_channel, dtype=np.float64).sum(axis=2)
     scattered = np.maximum(squares - np.square(total) / by_channel.shape[2], 0.0)
     return np.stack([scattered.sum(axis=0), np.square(total).sum(axis=0)])
 
 
-def _channels_first(layer: Layer, grad: Grad) -> Grad:
+def _products(layer: Layer, grad: Grad) -> NDArray[np.float64]:
+    """Products of the gradients of two output channels, summed over draws and positions, float64 [C_out, C_out]."""
+    by_channel = _by_channel(layer, grad)
+    return np.asarray(np.matmul(by_channel, by_channel.transpose(0, 2, 1)).sum(axis=0, dtype=np.float64))
+
+
+def _correlation(product: NDArray[np.float64]) -> NDArray[np.float64]:
+    """1 on the diagonal; 0 beside it where a channel has no gradient."""
+    size = np.sqrt(np.diagonal(product))
+    scale = np.divide(1.0, size, out=np.zeros_like(size), where=size > 0)
+    result = product * scale[:, None] * scale
+    np.fill_diagonal(result, 1.0)
+    return result
+
+
+def _by_channel(layer: Layer, grad: Grad) -> Grad:
+    """[draws, C_out, positions]."""
+    if layer.op == "Conv":
+        return grad.reshape(DRAWS, layer.channels, -1)
     return np.moveaxis(grad.reshape(DRAWS, -1, layer.channels), 2, 1)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from passes.solvers.gptq import sweep
-from passes.solvers.hessian import Matrix, Vector
+from passes.solvers.hessian import Matrix, Vector, Walk
 
 Indices = NDArray[np.int64]
 Stack = NDArray[np.float64]
@@ -19,6 +19,8 @@ BINS = 2048
 LLOYD_ROUNDS = 50
 POLISH_SWEEPS = 8
 REFIT_ROUNDS = 20
+REFIT_SHARE = 1e-6
+"""Of the pull on the entries, squared, below which no integer entry moves any more."""
 REFIT_WORK = 1 << 32
 """Multiplications that a refit may take."""
 
@@ -179,13 +181,14 @@ def _depths(low: int, high: int, source: Indices, first: int) -> Iterator[tuple[
         left, right = np.stack([left, middle + 1], 1).ravel(), np.stack([middle - 1, right], 1).ravel()
 
 
-def assign(weights: Matrix, hessian: Matrix, levels: Matrix) -> Indices:
+def assign(weights: Matrix, hessian: Matrix, levels: Matrix, walk: Walk | None = None) -> Indices:
     """Which level each weight takes, by the GPTQ sweep and a descent that never makes the loss larger.
 
     Args:
         weights: float64 [rows, taps].
         hessian: Damped H.
         levels: float64 [rows, k], or [1, k] where all rows share them.
+        walk: Along H, where it is known.
 
     Returns:
         int64 [rows, taps].
@@ -196,7 +199,7 @@ def assign(weights: Matrix, hessian: Matrix, levels: Matrix) -> Indices:
         chosen[:, tap] = np.abs(values[:, None] - levels).argmin(axis=1)
         return _looked_up(levels, chosen[:, tap])
 
-    sweep(weights, hessian, column)
+    sweep(weights, hessian, column, walk)
     return polish(weights, chosen, hessian, levels)
 
 
@@ -260,7 +263,7 @@ def refit(
     found = entries.copy()
     residual = pulled(target - spread(found))
     direction, energy = residual.copy(), float((residual**2).sum())
-    smallest = 1e-20 * energy
+    smallest = REFIT_SHARE * energy
     for _ in range(min(REFIT_ROUNDS, max(1, REFIT_WORK // max(groups * rows * taps**2, 1)))):
         curved = pulled(spread(direction))
         curvature = float((direction * curved).sum())

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from passes.solvers.hessian import Matrix, Vector, inverse_factor
+from passes.solvers.hessian import Matrix, Vector, Walk
 
 Column: TypeAlias = Callable[[Vector, int, float], Vector]
 """(values [rows], tap, what a squared error of this tap costs once the taps behind it have made good) -> new values."""
 
 BLOCK = 128
 SWEEPS_MAX = 16
-WHOLE, POLISH_BLOCK = 1 << 18, 64
+WHOLE, POLISH_BLOCK = 1 << 14, 64
 """Layers of more weights are polished in blocks of so many columns."""
 _FRACTIONS = np.linspace(1.0, 0.35, 40)
 
 
-def sweep(weights: Matrix, hessian: Matrix, column: Column) -> Matrix:
+def sweep(weights: Matrix, hessian: Matrix, column: Column, walk: Walk | None = None) -> Matrix:
     """Replace the columns of `weights` one by one, most active input first, and compensate in the others.
 
     q_j = column(w_j); e = (w_j - q_j) / U_jj; w_k -= e U_jk for all k behind j, in blocks of 128 columns.
@@ -30,13 +31,15 @@ def sweep(weights: Matrix, hessian: Matrix, column: Column) -> Matrix:
         weights: float64 [rows, taps].
         hessian: Damped H, float64 [taps, taps].
         column: Rounds, prunes, or both.
+        walk: Along H, where it is known.
 
     Returns:
         float64 [rows, taps], made of what `column` returned.
 
     Source: Frantar et al., GPTQ, ICLR 2023, algorithm 1, with the order of descending H_jj.
     """
-    order, upper = _order_and_factor(hessian)
+    walk = walk or Walk.along(hessian)
+    order, upper = walk.order, walk.upper
     work, result = weights[:, order].copy(), np.empty_like(weights)
     taps = work.shape[1]
     for start in range(0, taps, BLOCK):
@@ -50,18 +53,6 @@ def sweep(weights: Matrix, hessian: Matrix, column: Column) -> Matrix:
             work[:, j + 1 : end] -= errors[:, j - start, None] * upper[j, j + 1 : end]
         work[:, end:] -= errors @ upper[start:end, end:]
     return result
-
-
-def pivots(hessian: Matrix) -> Vector:
-    """What a squared error of each tap costs in the sweep, in its order: 1 / U_jj^2, float64 [taps]."""
-    _, upper = _order_and_factor(hessian)
-    return np.asarray(np.diagonal(upper) ** -2.0)
-
-
-def _order_and_factor(hessian: Matrix) -> tuple[NDArray[np.intp], Matrix]:
-    """Taps from the most active input on, and U with H^-1 = U^T U in this order."""
-    order = np.argsort(-np.diagonal(hessian), kind="stable")
-    return order, inverse_factor(hessian[np.ix_(order, order)])
 
 
 def mse_scales(weights: Matrix, limit: int, hessian_diagonal: Vector | None = None) -> Vector:
@@ -105,8 +96,40 @@ class Rate:
 
     def cost(self, codes: NDArray[np.float64]) -> NDArray[np.float64]:
         """price * bits of integers in -limit..limit."""
+        return self._prices[codes.astype(np.intp) + len(self.bits) // 2]
+
+    @cached_property
+    def _prices(self) -> Vector:
+        return self.price * self.bits
+
+    @cached_property
+    def _nearer_prices(self) -> Vector:
+        """Of the code next to each one on the way to 0."""
         limit = len(self.bits) // 2
-        return np.asarray(self.price * self.bits[codes.astype(np.int64) + limit])
+        codes = np.arange(-limit, limit + 1)
+        return self._prices[codes - np.sign(codes) + limit]
+
+    def cheapest(
+        self, exact: NDArray[np.float64], nearest: NDArray[np.float64], weight: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Of the nearest integer, the next one towards 0 and 0: the one with the least weighted error plus rate.
+
+        Args:
+            exact: What is to be rounded, any shape.
+            nearest: The nearest integers in -limit..limit.
+            weight: Of a squared error.
+
+        Returns:
+            The integers, and their weighted error plus rate.
+        """
+        limit = len(self.bits) // 2
+        place = nearest.astype(np.intp) + limit
+        cost = weight * np.square(exact - nearest) + self._prices[place]
+        nearer = nearest - np.sign(nearest)
+        other = weight * np.square(exact - nearer) + self._nearer_prices[place]
+        chosen, cost = np.where(other < cost, nearer, nearest), np.minimum(cost, other)
+        other = weight * np.square(exact) + self._prices[limit]
+        return np.where(other < cost, 0.0, chosen), np.minimum(cost, other)
 
 
 def code_lengths(codes: NDArray[np.float64], limit: int) -> Vector:
@@ -128,6 +151,7 @@ def gptq(
     importance: Vector | None = None,
     rate: Rate | None = None,
     keep: NDArray[np.bool_] | None = None,
+    walk: Walk | None = None,
 ) -> Matrix:
     """Integer codes of `weights` by the GPTQ sweep, float64 [rows, taps].
 
@@ -139,6 +163,7 @@ def gptq(
         importance: What a row's loss counts, float64 [rows]; matters with `rate` alone.
         rate: Lets a code that is cheaper to store win where it costs less than it saves.
         keep: bool [rows, taps]; codes elsewhere are 0, and compensated.
+        walk: Along H, where it is known.
     """
 
     def column(values: Vector, tap: int, cost: float) -> Vector:
@@ -146,19 +171,12 @@ def gptq(
         chosen = np.clip(np.rint(exact), -limit, limit)
         if rate is not None:
             weight = cost * np.square(scale) * (1.0 if importance is None else importance)
-            chosen = cheapest(exact, chosen, weight, rate)
+            chosen, _ = rate.cheapest(exact, chosen, weight)
         if keep is not None:
             chosen = np.where(keep[:, tap], chosen, 0.0)
         return chosen * scale
 
-    return np.rint(sweep(weights, hessian, column) / scale[:, None])
-
-
-def cheapest(exact: Vector, nearest: Vector, weight: Vector, rate: Rate) -> Vector:
-    """Of the nearest integer, the next one towards 0 and 0: the one with the least weighted error plus rate."""
-    candidates = np.stack([nearest, nearest - np.sign(nearest), np.zeros_like(nearest)])
-    costs = weight * np.square(exact - candidates) + rate.cost(candidates)
-    return np.take_along_axis(candidates, costs.argmin(axis=0)[None], axis=0)[0]
+    return np.rint(sweep(weights, hessian, column, walk) / scale[:, None])
 
 
 def polish(
@@ -196,34 +214,74 @@ def polish(
     # Tap by tap, so everything lies tap by tap: [taps, rows].
     q, low, high, free = (np.array(each.T, order="C") for each in (codes, low, high, free))
     each = np.ones(len(codes)) if weight is None else weight
+    result, rows = q.copy(), np.arange(len(codes))
     # The slopes of a large layer outside of the block are brought up to date at its end, all at once.
     width = len(q) if q.size <= WHOLE else POLISH_BLOCK
-    for _ in range(sweeps):
-        has_moved = False
+    for number in range(sweeps):
+        has_moved = np.zeros(len(rows), np.bool_)
         for start in range(0, len(q), width):
-            end = min(start + width, len(q))
-            before, near = q[start:end].copy(), slope[start:end]
-            for tap in range(start, end):
-                best = q[tap] - slope[tap] / variance[tap]
-                new = np.clip(np.rint(best), low[tap], high[tap])
-                if rate is not None:
-                    new = cheapest(best, new, each * variance[tap], rate)
-                    new = _if_better(new, q[tap], best, each * variance[tap], rate)
-                step = np.where(free[tap], new - q[tap], 0.0)
-                if step.any():
-                    has_moved = True
-                    q[tap] += step
-                    near += hessian[tap, start:end, None] * step
-            moved = q[start:end] - before
-            slope[:start] += hessian[:start, start:end] @ moved
-            slope[end:] += hessian[end:, start:end] @ moved
-        if not has_moved:
+            here = slice(start, min(start + width, len(q)))
+            parts = (q[here], slope[here], variance[here], low[here], high[here], free[here])
+            moved = _descended(*parts, hessian[here, here], each, rate, is_first=number == 0)
+            if width < len(q) and moved.any():
+                slope[:start] += hessian[:start, here] @ moved
+                slope[here.stop :] += hessian[here.stop :, here] @ moved
+            has_moved |= moved.any(axis=0)
+        result[:, rows] = q
+        if not has_moved.any():
             break
-    return np.ascontiguousarray(q.T)
+        # Rows do not know of each other: one in which nothing moved is done.
+        q, slope, low, high, free = (np.ascontiguousarray(some[:, has_moved]) for some in (q, slope, low, high, free))
+        each, rows = each[has_moved], rows[has_moved]
+    return np.ascontiguousarray(result.T)
 
 
-def _if_better(new: Vector, old: Vector, best: Vector, weight: Vector, rate: Rate) -> Vector:
-    """`new` where it costs truly less than `old`: so the descent ends."""
-    before = weight * np.square(old - best) + rate.cost(old)
-    after = weight * np.square(new - best) + rate.cost(new)
-    return np.where(after < before - 1e-12 * np.abs(before), new, old)
+def _descended(
+    q: Matrix,
+    slope: Matrix,
+    variance: Vector,
+    low: Matrix,
+    high: Matrix,
+    free: NDArray[np.bool_],
+    hessian: Matrix,
+    each: Vector,
+    rate: Rate | None,
+    *,
+    is_first: bool,
+) -> Matrix:
+    """One walk over some taps, [taps, rows] each: `q` and `slope` are brought up to date; returns the change of `q`.
+
+    Most taps have moves to make in the first sweep; in later ones, those are visited that have one before it.
+    """
+    before = q.copy()
+    taps = np.arange(len(q))
+    if not is_first:
+        steps = _steps(q, slope, variance[:, None], low, high, free, each, rate)
+        taps = np.flatnonzero(steps.any(axis=1))
+    for tap in taps:
+        step = _steps(q[tap], slope[tap], variance[tap], low[tap], high[tap], free[tap], each, rate)
+        if step.any():
+            q[tap] += step
+            slope += hessian[tap, :, None] * step
+    return q - before
+
+
+def _steps(
+    q: NDArray[np.float64],
+    slope: NDArray[np.float64],
+    variance: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    free: NDArray[np.bool_],
+    each: Vector,
+    rate: Rate | None,
+) -> NDArray[np.float64]:
+    """How far each code goes if it alone may: only where it costs truly less, so that the descent ends."""
+    best = q - slope / variance
+    new = np.minimum(np.maximum(np.rint(best), low), high)
+    if rate is not None:
+        weight = each * variance
+        new, after = rate.cheapest(best, new, weight)
+        before = weight * np.square(q - best) + rate.cost(q)
+        free = free & (after < before - 1e-12 * np.abs(before))
+    return np.where(free, new - q, 0.0)

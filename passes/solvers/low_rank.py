@@ -103,7 +103,7 @@ class Svd:
 
 @dataclass(frozen=True, eq=False)
 class Spatial:
-    """A k x 1 kernel, then a 1 x k. The k x 1 basis is whitened by H's mean over columns; the 1 x k solves for H.
+    """A k x 1 kernel, then a 1 x k, or across. The first is whitened by H's mean over the other; that solves for H.
 
     Attributes:
         weights: float64 [rows, channels * kh * kw].
@@ -111,6 +111,7 @@ class Spatial:
         importance: float64 [rows].
         kernel: (kh, kw).
         most: Largest rank that will be asked for.
+        is_across: Whether the 1 x k kernel comes first.
     """
 
     weights: Tensor
@@ -118,30 +119,46 @@ class Spatial:
     importance: Tensor
     kernel: tuple[int, int]
     most: int
+    is_across: bool = False
 
     @cached_property
     def losses(self) -> Tensor:
         """Loss at each rank 0..most, float64."""
-        return self._fit.losses(self.importance)[:: self.kernel[1]]
+        return self._fit.losses(self.importance)[:: self._sides[1]]
 
     def factors(self, rank: int) -> Factors:
-        """[rank, channels, kh] and [rows, rank, kw]."""
-        height, width = self.kernel
+        """[rank, channels, kh] and [rows, rank, kw]; across [rank, channels, kw] and [rows, rank, kh]."""
+        height, width = self._sides
         last = self._fit.solve(rank * width).reshape(len(self.weights), rank, width)
-        return Factors("rch,orw->ochw", (self._basis[:rank].reshape(rank, -1, height), last))
+        expression = "rcw,orh->ochw" if self.is_across else "rch,orw->ochw"
+        return Factors(expression, (self._basis[:rank].reshape(rank, -1, height), last))
+
+    @property
+    def _sides(self) -> tuple[int, int]:
+        """Of the first kernel and of the other."""
+        return self.kernel[::-1] if self.is_across else self.kernel
+
+    @cached_property
+    def _turned(self) -> tuple[Tensor, Tensor]:
+        """Weights and H with the taps of the first kernel before those of the other."""
+        if not self.is_across:
+            return self.weights, self.hessian
+        taps = np.arange(self.weights.shape[1]).reshape(-1, *self.kernel).transpose(0, 2, 1).ravel()
+        return self.weights[:, taps], self.hessian[np.ix_(taps, taps)]
 
     @cached_property
     def _fit(self) -> _Fit:
-        _, width = self.kernel
+        _, width = self._sides
         rows = np.einsum("rt,uv->rutv", self._basis, np.eye(width)).reshape(len(self._basis) * width, -1)
-        return _Fit(rows, self.weights, self.hessian)
+        return _Fit(rows, *self._turned)
 
     @cached_property
     def _basis(self) -> Tensor:
         """Orthonormal in the norm of H's mean over columns, most useful first; float64 [most, channels * kh]."""
-        _, width = self.kernel
-        root, inverse = _roots(_mean_over(self.hessian, width))
-        scaled = _row_scale(self.importance)[:, None] * self.weights
+        _, width = self._sides
+        weights, hessian = self._turned
+        root, inverse = _roots(_mean_over(hessian, width))
+        scaled = _row_scale(self.importance)[:, None] * weights
         columns = scaled.reshape(len(scaled), -1, width).transpose(1, 0, 2).reshape(len(root), -1)
         _, vectors = _eigh(root @ (columns @ columns.T) @ root)
         return vectors[:, : self.most].T @ inverse

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from passes.solvers import hessian as quadratic
-from passes.solvers.gptq import Rate, cheapest
+from passes.solvers.gptq import Rate
 from passes.solvers.patterns import Mask, Stack
 
 Chooser: TypeAlias = Callable[[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64]], NDArray[np.float64]]
@@ -70,7 +70,7 @@ def rounded(
             codes = np.clip(np.rint(exact), -limit, limit)
             if rate is not None:
                 counted = 1.0 if importance is None else importance[group][rows]
-                codes = cheapest(exact, codes, costs * np.square(steps) * counted, rate)
+                codes, _ = rate.cheapest(exact, codes, costs * np.square(steps) * counted)
             return np.asarray(codes * steps)
 
         return choose

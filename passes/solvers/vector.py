@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from passes.solvers.codebook import Indices, Stack
-from passes.solvers.hessian import Matrix, Vector, inverse_factor
+from passes.solvers.hessian import Matrix, Vector, Walk
 
 POINTS_MAX = 1 << 15
 """Sub-vectors that the clustering looks at; evenly spaced where there are more."""
 LLOYD_ROUNDS = 25
+BLOCK = 128
+"""Taps after which those outside of the stretch are brought up to date."""
 _CHUNK = 1 << 13
 
 
@@ -125,7 +127,9 @@ def nearest(points: Matrix, centres: Matrix, extra: Matrix | None = None) -> Ind
     return found
 
 
-def assign(weights: Matrix, hessian: Matrix, entries: Matrix, extra: Matrix | None = None) -> Indices:
+def assign(
+    weights: Matrix, hessian: Matrix, entries: Matrix, extra: Matrix | None = None, walk: Walk | None = None
+) -> Indices:
     """Which entry each sub-vector takes: block after block, the blocks behind make good for what one errs.
 
     Block b costs |(w_b - c) U_bb^-1|**2 after that, with H^-1 = U^T U; the most active block is first.
@@ -135,6 +139,7 @@ def assign(weights: Matrix, hessian: Matrix, entries: Matrix, extra: Matrix | No
         hessian: Damped H.
         entries: float64 [k, d], d a divisor of taps.
         extra: What each entry costs beside its error, float64 [rows, k].
+        walk: Along H in blocks of d, where it is known.
 
     Returns:
         int64 [rows, taps / d].
@@ -142,18 +147,24 @@ def assign(weights: Matrix, hessian: Matrix, entries: Matrix, extra: Matrix | No
     Source: van Baalen et al., GPTVQ, 2024, section 3.2: the GPTQ sweep with a codebook of vectors.
     """
     dimension = entries.shape[1]
-    blocks = np.arange(weights.shape[1]).reshape(-1, dimension)
-    order = np.argsort(-np.diagonal(hessian)[blocks].sum(axis=1), kind="stable")
-    taps = blocks[order].ravel()
-    upper = inverse_factor(hessian[np.ix_(taps, taps)])
-    work = weights[:, taps].copy()
-    chosen = np.empty((len(weights), len(blocks)), np.int64)
-    for place, block in enumerate(order):
-        here, behind = slice(place * dimension, (place + 1) * dimension), slice((place + 1) * dimension, None)
-        whiten = np.linalg.inv(upper[here, here])
-        values, levels = work[:, here] @ whiten, entries @ whiten
-        chosen[:, block] = nearest(values, levels, extra)
-        work[:, behind] -= (values - levels[chosen[:, block]]) @ upper[here, behind]
+    walk = walk or Walk.along(hessian, dimension)
+    upper, work = walk.upper, weights[:, walk.order]
+    chosen = np.empty((len(weights), weights.shape[1] // dimension), np.int64)
+    blocks = walk.order[::dimension] // dimension
+    wide = max(BLOCK // dimension, 1)
+    for start in range(0, len(blocks), wide):
+        some = blocks[start : start + wide]
+        first, last = start * dimension, (start + len(some)) * dimension
+        errors = np.empty((len(work), last - first))
+        for place, block in enumerate(some):
+            here = slice(first + place * dimension, first + (place + 1) * dimension)
+            whiten = np.linalg.inv(upper[here, here])
+            values, levels = work[:, here] @ whiten, entries @ whiten
+            chosen[:, block] = nearest(values, levels, extra)
+            error = values - levels[chosen[:, block]]
+            work[:, here.stop : last] -= error @ upper[here, here.stop : last]
+            errors[:, place * dimension : (place + 1) * dimension] = error
+        work[:, last:] -= errors @ upper[first:last, last:]
     return chosen
 
 
@@ -161,28 +172,46 @@ def polish(
     weights: Matrix, indices: Indices, hessian: Matrix, entries: Matrix, extra: Matrix | None = None, sweeps: int = 3
 ) -> Indices:
     """Indices whose loss, and extra, is no larger than that of `indices`, one sub-vector at a time; as of `assign`."""
-    chosen, dimension = indices.copy(), entries.shape[1]
-    slope = (entries[chosen].reshape(weights.shape) - weights) @ hessian
+    result, dimension = indices.copy(), entries.shape[1]
+    slope = (entries[result].reshape(weights.shape) - weights) @ hessian
+    rows, chosen, wide = np.arange(len(weights)), result.copy(), max(BLOCK // dimension, 1)
     for _ in range(sweeps):
-        has_moved = False
-        for block in range(chosen.shape[1]):
-            here = slice(block * dimension, (block + 1) * dimension)
-            curvature = hessian[here, here]
-            old = entries[chosen[:, block]]
-            # loss(c) - loss(old) = 2 slope (c - old) + (c - old) H (c - old)
-            pull = slope[:, here] - old @ curvature
-            costs = 2 * pull @ entries.T + np.einsum("kd,kd->k", entries @ curvature, entries)
-            if extra is not None:
-                costs += extra
-            best = costs.argmin(axis=1)
-            at = np.arange(len(best))
-            before = costs[at, chosen[:, block]]
-            is_better = costs[at, best] < before - 1e-12 * np.abs(before)
-            if is_better.any():
-                has_moved = True
-                step = np.where(is_better[:, None], entries[best] - old, 0.0)
-                chosen[is_better, block] = best[is_better]
-                slope += step @ hessian[here]
-        if not has_moved:
+        has_moved = np.zeros(len(rows), np.bool_)
+        for start in range(0, chosen.shape[1], wide):
+            some = slice(start, min(start + wide, chosen.shape[1]))
+            taps = slice(some.start * dimension, some.stop * dimension)
+            before = chosen[:, some].copy()
+            _descended(chosen[:, some], slope[:, taps], hessian[taps, taps], entries, extra)
+            is_moved = (chosen[:, some] != before).any(axis=1)
+            has_moved |= is_moved
+            step = (entries[chosen[is_moved, some]] - entries[before[is_moved]]).reshape(-1, taps.stop - taps.start)
+            # What lies outside of the stretch is brought up to date at its end, all at once.
+            slope[is_moved, : taps.start] += step @ hessian[taps, : taps.start]
+            slope[is_moved, taps.stop :] += step @ hessian[taps, taps.stop :]
+        result[rows] = chosen
+        if not has_moved.any():
             break
-    return chosen
+        # Rows do not know of each other: one in which nothing moved is done.
+        chosen, slope, rows = chosen[has_moved], slope[has_moved], rows[has_moved]
+        extra = None if extra is None else extra[has_moved]
+    return result
+
+
+def _descended(chosen: Indices, slope: Matrix, hessian: Matrix, entries: Matrix, extra: Matrix | None) -> None:
+    """One walk over some sub-vectors; `chosen` and `slope` are brought up to date."""
+    dimension, at = entries.shape[1], np.arange(len(chosen))
+    for block in range(chosen.shape[1]):
+        here = slice(block * dimension, (block + 1) * dimension)
+        curvature = hessian[here, here]
+        old = entries[chosen[:, block]]
+        # loss(c) - loss(old) = 2 slope (c - old) + (c - old) H (c - old)
+        pull = slope[:, here] - old @ curvature
+        costs = 2 * pull @ entries.T + ((entries @ curvature) * entries).sum(axis=1)
+        if extra is not None:
+            costs += extra
+        best = costs.argmin(axis=1)
+        before = costs[at, chosen[:, block]]
+        is_better = costs[at, best] < before - 1e-12 * np.abs(before)
+        if is_better.any():
+            slope[is_better] += (entries[best[is_better]] - old[is_better]) @ hessian[here]
+            chosen[is_better, block] = best[is_better]

@@ -12,7 +12,21 @@ import pytest
 from passes.gram import collect_moments
 from passes.graph import constant, operand
 from passes.layer import layers
-from passes.low_rank import METADATA, Choice, LowRank, Method, Option, Window, factors, options, product, window_of
+from passes.low_rank import (
+    DEFAULT,
+    METADATA,
+    SEPARABLE,
+    Choice,
+    LowRank,
+    Method,
+    Option,
+    Window,
+    factors,
+    options,
+    product,
+    window_of,
+)
+from passes.problem import Importance, turned
 from passes.recipes import Problem
 from passes.statistics import run as run_all
 from tests.support.canonical import canonical, normal
@@ -80,7 +94,13 @@ STRIDED = {"strides": [2, 1], "pads": [1, 0, 2, 1], "dilations": [1, 2]}
 @pytest.mark.parametrize("attributes", [{}, STRIDED, {"group": 4, **STRIDED}], ids=["plain", "strided", "grouped"])
 @pytest.mark.parametrize(
     ("method", "rank"),
-    [(Method.SVD, (24,)), (Method.SPATIAL, (48,)), (Method.TUCKER, (16, 24)), (Method.CP, (120,))],
+    [
+        (Method.SVD, (24,)),
+        (Method.SPATIAL, (48,)),
+        (Method.ACROSS, (48,)),
+        (Method.TUCKER, (16, 24)),
+        (Method.CP, (120,)),
+    ],
 )
 def test_full_rank_is_the_same_function(attributes: dict[str, object], method: Method, rank: tuple[int, ...]) -> None:
     loaded, per_group = conv(**attributes), int(str(attributes.get("group", 1)))
@@ -153,7 +173,7 @@ def test_ranks_are_multiples_of_what_the_target_likes() -> None:
     window = window_of(loaded.graph[0])
     assert isinstance(window, Window)
     found = options(problem(loaded), window, multiple=4)
-    assert {option.choice.method for option in found} == {Method.SVD, Method.SPATIAL, Method.TUCKER}
+    assert {option.choice.method for option in found} == set(DEFAULT)
     assert all(rank % 4 == 0 for option in found for rank in option.choice.rank)
     grouped = conv(group=4)
     window = window_of(grouped.graph[0])
@@ -167,12 +187,13 @@ def planted(method: Method) -> Array:
     forms = {
         Method.SVD: ("or,rchw->ochw", [(ROWS, rank), (rank, CHANNELS, 3, 3)]),
         Method.SPATIAL: ("rch,orw->ochw", [(rank, CHANNELS, 3), (ROWS, rank, 3)]),
+        Method.ACROSS: ("rcw,orh->ochw", [(rank, CHANNELS, 3), (ROWS, rank, 3)]),
     }
     expression, sizes = forms[method]
     return np.asarray(np.einsum(expression, *(rng.normal(size=size) for size in sizes)), np.float32)
 
 
-@pytest.mark.parametrize("method", [Method.SVD, Method.SPATIAL])
+@pytest.mark.parametrize("method", [Method.SVD, Method.SPATIAL, Method.ACROSS])
 def test_a_planted_rank_is_found_and_used_and_the_output_stays(method: Method) -> None:
     loaded = conv(weights=planted(method), pads=[1, 1, 1, 1])
     window = window_of(loaded.graph[0])
@@ -184,6 +205,51 @@ def test_a_planted_rank_is_found_and_used_and_the_output_stays(method: Method) -
     result, _ = split(loaded, best.choice)
     assert_same(loaded, result, 1e-5)
     assert counted(result)[1] < 0.4 * counted(loaded)[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "group"),
+    [*((method, group) for method in (Method.SVD, *SEPARABLE) for group in (1, 2)), (Method.TUCKER, 1)],
+)
+def test_turned_rows_are_turned_back_and_the_correlated_loss_is_that_of_the_graph(method: Method, group: int) -> None:
+    loaded = conv(pads=[1, 1, 1, 1], group=group)
+    plain = problem(loaded)
+    mixed = normal(ROWS, ROWS, seed=8).astype(np.float64)
+    covariance = mixed @ mixed.T + np.eye(ROWS)
+    size = np.sqrt(np.diagonal(covariance))
+    known = Importance(np.ones(ROWS), np.zeros(ROWS), covariance / np.outer(size, size))
+    about = turned(plain, known)
+    window = window_of(loaded.graph[0])
+    assert isinstance(window, Window)
+    choice = Choice(method, (8, 12) if method is Method.TUCKER else (8,))
+
+    def loss(step: LowRank) -> float:
+        result = loaded.clone()
+        step(result)
+        first, *_ = (each for each in options(about.problem, window, [method], 4) if each.choice == choice)
+        assert step.report.changed == ("c",)
+        parts = [constant(operand(each, 1)) for each in result.graph if each.op_type == "Conv"]
+        whole = _whole(method, [np.asarray(part, np.float64) for part in parts], group)
+        assert np.isfinite(first.loss)
+        delta = whole.reshape(plain.weights.shape) - plain.weights
+        return about.problem.loss(about.problem.weights + np.linalg.solve(about.back, delta))
+
+    correlated = loss(LowRank({"c": choice}, {"c": about}))
+    alone = loss(LowRank({"c": choice}, {"c": plain}))
+    predicted = next(o.loss for o in options(about.problem, window, [method], 4) if o.choice == choice)
+    assert correlated <= predicted * (1 + 1e-6)
+    assert correlated < 0.98 * alone
+
+
+def _whole(method: Method, parts: list[Array], group: int) -> Array:
+    """The kernel that the parts of a Conv stand for, from the graph alone."""
+    if method is Method.TUCKER:
+        first, core, last = parts
+        return np.einsum("qcij,pqhw,opij->ochw", first, core, last)
+    first, last = (part.reshape(group, -1, *part.shape[1:]) for part in parts)
+    expression = {Method.SVD: "grchw,gorij->gochw", Method.SPATIAL: "grchj,gorjw->gochw"}
+    whole = np.einsum(expression.get(method, "grcjw,gorhj->gochw"), first, last)
+    return np.asarray(whole.reshape(-1, *whole.shape[2:]))
 
 
 def test_a_random_layer_has_no_exact_rank() -> None:

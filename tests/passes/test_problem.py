@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from passes.gram import Gatherer, Moments
 from passes.layer import Layer
-from passes.problem import SHRINKAGE, Importance, problem_of, weighing
+from passes.problem import CORRELATION_SHRINKAGE, SHRINKAGE, Importance, problem_of, turned, weighing
 from tests.support.canonical import normal
 
 LAYER = Layer("Conv", (4, 2, 3, 3), 2, (1, 1), (1, 1, 1, 1), (1, 1))
@@ -102,3 +102,48 @@ def test_scale_of_importance_is_scale_of_the_loss() -> None:
     one, ten = (problem_of(LAYER, weights, found, each) for each in (importance(), tenfold))
     np.testing.assert_allclose(ten.importance, 10 * one.importance, rtol=1e-12)
     np.testing.assert_array_equal(ten.hessian, one.hessian)
+
+
+def correlated(channels: int, seed: int) -> NDArray[np.float64]:
+    mixed = normal(channels, channels + 2, seed=seed).astype(np.float64)
+    covariance = mixed @ mixed.T
+    size = np.sqrt(np.diagonal(covariance))
+    return np.asarray(covariance / np.outer(size, size))
+
+
+def test_in_turned_rows_every_error_costs_for_itself() -> None:
+    """tr(G D H D^T) of each group, G the importance with the correlation between its rows."""
+    between = correlated(4, seed=3)
+    plain = importance()
+    problem = problem_of(LAYER, normal(*LAYER.shape), moments(), plain)
+    found = turned(problem, Importance(plain.scattered, plain.shared, between))
+    delta = normal(2, 2, 18, seed=5).astype(np.float64)
+    cost = 0.0
+    for group in range(2):
+        own = slice(2 * group, 2 * group + 2)
+        drawn = (1 - CORRELATION_SHRINKAGE) * between[own, own] + CORRELATION_SHRINKAGE * np.eye(2)
+        scale = np.sqrt(problem.importance[group])
+        metric = drawn * np.outer(scale, scale)
+        cost += np.trace(metric @ delta[group] @ problem.hessian[group] @ delta[group].T)
+    forward = np.linalg.inv(found.back)
+    np.testing.assert_allclose(found.back @ found.problem.weights, problem.weights, atol=1e-9)
+    assert found.problem.loss(found.problem.weights + forward @ delta) == pytest.approx(cost, rel=1e-9)
+
+
+def test_rows_without_a_correlation_are_only_scaled() -> None:
+    problem = problem_of(LAYER, normal(*LAYER.shape), moments(), importance())
+    found = turned(problem, importance())
+    delta = normal(2, 2, 18, seed=5)
+    inner = np.linalg.solve(found.back, delta)
+    assert found.problem.loss(found.problem.weights + inner) == pytest.approx(
+        problem.loss(problem.weights + delta), rel=1e-9
+    )
+
+
+def test_importance_of_some_rows_keeps_what_is_between_them() -> None:
+    between = correlated(4, seed=3)
+    few = Importance(np.arange(4.0), np.arange(4.0) + 5, between).of((1, 3))
+    assert few.scattered.tolist() == [1, 3]
+    assert few.shared.tolist() == [6, 8]
+    assert few.correlation is not None
+    np.testing.assert_array_equal(few.correlation, between[np.ix_([1, 3], [1, 3])])

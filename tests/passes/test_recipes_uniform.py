@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from passes.families import entropy_bits
 from passes.recipes import Problem
-from passes.recipes_uniform import RateDistortion, Uniform, left_variance, limit_of, steady
+from passes.recipes_uniform import RateDistortion, Uniform, limit_of, steady
 from passes.solvers.hessian import damped
 
 
@@ -134,9 +134,12 @@ def test_rows_of_zeros_have_codes_of_zero(seed: int, bits: int, step: float) -> 
 
 
 def test_left_variance_is_the_whole_of_independent_inputs_and_less_of_others() -> None:
-    assert left_variance(np.diag([1.0, 4.0, 16.0])) == pytest.approx(7.0)
+    def left(hessian: np.ndarray) -> float:
+        return float(Problem(np.ones((1, 1, len(hessian))), hessian[None], np.ones((1, 1))).left[0])
+
+    assert left(np.diag([1.0, 4.0, 16.0])) == pytest.approx(7.0)
     pair = np.array([[1.0, 0.9], [0.9, 1.0]])  # the second makes good for the first, and nothing for the second
-    assert left_variance(pair) == pytest.approx((1 - 0.81 + 1) / 2)
+    assert left(pair) == pytest.approx((1 - 0.81 + 1) / 2)
 
 
 def test_no_channel_counts_less_than_a_thousandth() -> None:

@@ -296,3 +296,19 @@ def test_the_model_stays_intact() -> None:
     before = ir.to_proto(model).SerializeToString(deterministic=True)
     calibrated(model, X, importance(model, X))
     assert ir.to_proto(model).SerializeToString(deterministic=True) == before
+
+
+def test_correlation_is_that_of_the_gradients() -> None:
+    """Two channels of which the next layer reads the sum cost together; one that it takes away costs against them."""
+    readers = normal(3, 1, 1, 1).repeat(3, axis=1) * np.array([1, 1, -2], np.float32).reshape(1, 3, 1, 1)
+    nodes = [node("Conv", ["x", "w"], ["c"]), node("Conv", ["c", "v"], ["y"])]
+    loaded = canonical(nodes, {"x": [1, 2, 5, 5]}, ["y"], {"w": normal(3, 2, 1, 1), "v": readers})
+    samples = {"x": normal(8, 2, 5, 5, seed=4)}
+    found = importance(loaded, samples, is_correlated=True).importance
+    assert found["c"].correlation is not None
+    np.testing.assert_allclose(found["c"].correlation, [[1, 1, -1], [1, 1, -1], [-1, -1, 1]], atol=1e-5)
+    assert found["y"].correlation is not None
+    assert np.diagonal(found["y"].correlation).tolist() == [1, 1, 1]
+    assert importance(loaded, samples).importance["c"].correlation is None
+    scaled = calibrated(loaded, samples, importance(loaded, samples, is_correlated=True)).importance["c"]
+    np.testing.assert_array_equal(scaled.correlation, found["c"].correlation)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from passes.solvers.gptq import BLOCK, Rate, cheapest, code_lengths, gptq, mse_scales, polish, sweep
+from passes.solvers.gptq import BLOCK, Rate, code_lengths, gptq, mse_scales, polish, sweep
 from passes.solvers.hessian import damped, inverse, loss, row_losses
 
 Matrix = NDArray[np.float64]
@@ -195,11 +195,11 @@ def test_code_lengths_are_those_of_a_code(codes: list[int], limit: int) -> None:
 def test_the_cheapest_code_is_the_least_of_three() -> None:
     exact, nearest_codes = np.array([2.4, -2.4, 0.3, 5.6]), np.array([2.0, -2.0, 0.0, 6.0])
     free = Rate(0.0, np.arange(15.0))
-    np.testing.assert_array_equal(cheapest(exact, nearest_codes, np.ones(4), free), nearest_codes)
+    np.testing.assert_array_equal(free.cheapest(exact, nearest_codes, np.ones(4))[0], nearest_codes)
     dear = Rate(1e9, np.abs(np.arange(-7.0, 8.0)))
-    np.testing.assert_array_equal(cheapest(exact, nearest_codes, np.ones(4), dear), np.zeros(4))
+    np.testing.assert_array_equal(dear.cheapest(exact, nearest_codes, np.ones(4))[0], np.zeros(4))
     step = Rate(1.0, np.array([9, 9, 9, 9, 9, 2, 1, 0, 1, 2, 9, 9, 9, 9, 9.0]))  # codes beyond 2 are dear
-    assert cheapest(np.array([3.1]), np.array([3.0]), np.ones(1), step).tolist() == [2.0]
+    assert step.cheapest(np.array([3.1]), np.array([3.0]), np.ones(1))[0].tolist() == [2.0]
 
 
 @given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 30), st.sampled_from([1, 3, 7]))
