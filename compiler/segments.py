@@ -81,12 +81,14 @@ class Division:
         return tuple(found), host[count]
 
     def placed(self, host_nodes: tuple[HostNode, ...], count: int) -> tuple[HostNode, ...]:
-        """The host's nodes with the turn in which they really run."""
-        turns = {node.name or node.op_type: phase // 2 for node, phase in self.phases.items()}
+        """The host's nodes with the turn in which they run, without quantizers that became a cut."""
+        phases = {node.name or node.op_type: phase for node, phase in self.phases.items()}
         found = []
         for node in host_nodes:
-            after = min(turns.get(node.name, node.after), count)
-            found.append(replace(node, after=after, side=side_of(after, count)))
+            phase = phases.get(node.name, 2 * node.after)
+            if phase % 2 == Side.HOST:
+                after = min(phase // 2, count)
+                found.append(replace(node, after=after, side=side_of(after, count)))
         return tuple(found)
 
     def _entry(self, value: ir.Value) -> int:

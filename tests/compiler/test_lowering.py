@@ -455,5 +455,6 @@ def test_an_input_of_the_last_segment_is_not_sent_before() -> None:
     y = graph.pair(graph.node("Conv", y, graph.weights(4, 4, 1, 1)), 64.0, 1)
     other = graph.pair("x", 0.5, 0)
     lowered = lowered_exactly(graph, graph.pair(graph.node("Add", y, other), 64.0, 0))
+    assert [node.op for node in lowered.host_nodes] == ["CumSum"]  # and not the pair that became a cut
     assert [len(segment.inputs) for segment in lowered.segments] == [1, 2]
     assert len(lowered.segments[0].graph.inputs) == 1
