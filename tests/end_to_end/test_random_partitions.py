@@ -37,12 +37,13 @@ def program_of(lowered: Lowered) -> Program:
 
 @pytest.mark.parametrize("number", [*range(CASES), *NIGHTLY])
 def test_onnxruntime_agrees_with_the_integers(number: int) -> None:
-    """Each layer fed the same input: one step at most, and in a thousandth of a network's elements at most."""
+    """Each layer fed the same input: one step at most, and in a thousandth of a network's elements (or two) at most."""
     drawn = cut_case(number)
     layers = compare_layers(drawn.quantized, drawn.lowered, drawn.samples)
     assert layers, str(drawn)
     assert max(layer.largest for layer in layers) <= 1, str(drawn)
-    assert sum(layer.differing for layer in layers) <= 0.001 * sum(layer.elements for layer in layers), str(drawn)
+    share = 0.001 * sum(layer.elements for layer in layers)
+    assert sum(layer.differing for layer in layers) <= max(2, share), str(drawn)
 
 
 @pytest.mark.parametrize("number", [*range(CASES), *NIGHTLY])
