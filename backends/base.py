@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -110,9 +110,9 @@ class Backend(Protocol):
         ...
 
 
-def raise_unsupported(backend: Backend, graph: LayerGraph) -> None:
+def raise_unsupported(backend: Backend, layers: Sequence[Layer]) -> None:
     """Raise one UnsupportedOpError for all layers that the backend cannot execute."""
-    found = [(layer, backend.why_not(layer)) for layer in graph.layers]
+    found = [(layer, backend.why_not(layer)) for layer in layers]
     bad = tuple(Unsupported(layer.name, type(layer).__name__, reason) for layer, reason in found if reason)
     if bad:
         raise UnsupportedOpError(bad)

@@ -10,7 +10,6 @@ import onnx_ir as ir
 import onnxruntime
 from numpy.typing import NDArray
 
-from backends.reference import run
 from benchmarks.networks import MLPERF_TINY, Network
 from compiler.equivalence import verification_session
 from compiler.host import host_of
@@ -45,7 +44,7 @@ class Integers:
         host, rows = host_of(self.lowered, self.model), []
         for first in range(0, len(samples), _BATCH):
             fed = {self.input: samples[first : first + _BATCH]}
-            outputs = host.finish(run(self.lowered.graph, host.prepare(fed)), fed)
+            outputs = host.reference(fed).outputs
             rows.append(next(iter(outputs.values())))
         return np.concatenate(rows)
 

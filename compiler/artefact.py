@@ -25,8 +25,10 @@ PACKED = "model.edgec"
 """The same file, entropy coded."""
 FLOAT = "float.onnx"
 """The whole network before quantization, in canonical form; what eval compares with."""
-HEAD = "head.onnx"
-TAIL = "tail.onnx"
+HEAD, TAIL = "head.onnx", "tail.onnx"
+"""What the host runs before the first and after the last entry into the accelerator; see host_file."""
+SEGMENTS = "segments.json"
+"""What host and accelerator do in turn, for who writes a host program."""
 RTL = "rtl/accelerator.v"
 PROGRAM = "program"
 SAMPLES = "samples.npz"
@@ -90,6 +92,11 @@ class Manifest:
     options: Mapping[str, str] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
+
+
+def host_file(turn: int, entries: int) -> str:
+    """Name of the model that the host runs when the accelerator has run `turn` times of `entries`."""
+    return HEAD if not turn else TAIL if turn == entries else f"middle{turn}.onnx"
 
 
 def check_destination(destination: Path) -> None:

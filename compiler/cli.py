@@ -244,6 +244,11 @@ def _model_options(command: Callable[P, int | None]) -> Callable[P, int | None]:
         ),
         _input_shape_option,
         click.option("--dense", is_flag=True, help="Keep zero weights: no block skipping, no dead-channel removal."),
+        click.option(
+            "--no-host",
+            is_flag=True,
+            help="An error where the target cannot run a layer in the middle, instead of a cut and the host.",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -374,6 +379,7 @@ def compile_command(model: Path, output: Path, no_verify: bool, as_json: bool, *
     from compiler import pipeline, report
 
     target = {name: options.pop(name) for name in ("target", "array", "memory", "dense")}
+    may_cut = not options.pop("no_host")
     asked = _compress_options(options)
     shared = {name: getattr(asked, name) for name in ("calibration", "scale", "mean", "images", "input_shapes")}
     compression = None if asked == type(asked)(**shared) else asked
@@ -381,6 +387,7 @@ def compile_command(model: Path, output: Path, no_verify: bool, as_json: bool, *
         **target,  # type: ignore[arg-type]
         **shared,
         compression=compression,
+        may_cut=may_cut,
         verify=not no_verify,
     )
     with _progress() as progress:
@@ -665,7 +672,8 @@ def _options(options: dict[str, object], **more: object) -> CompileOptions:
     from compiler.pipeline import CompileOptions
 
     shapes = dict(options.pop("input_shape"))  # type: ignore[call-overload]
-    return CompileOptions(**options, **more, input_shapes=shapes)  # type: ignore[arg-type]
+    may_cut = not options.pop("no_host")
+    return CompileOptions(**options, **more, input_shapes=shapes, may_cut=may_cut)  # type: ignore[arg-type]
 
 
 # Output

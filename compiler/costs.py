@@ -86,7 +86,8 @@ def weight_bytes(layer: Layer) -> int:
 def memory_uses(program: Program) -> tuple[MemoryUse, ...]:
     """Words of every memory of the accelerator."""
     config = program.config
-    places = [*program.inputs.values(), *(layer.descriptor for layer in program.layers)]
+    sent = [place for entry in program.entries for place in entry.inputs.values()]
+    places = [*sent, *(layer.descriptor for layer in program.layers)]
     used = max((_extent(place, config.rows)[1] for place in places), default=0)
     uses = [MemoryUse("activations", used, config.activation_words, DATA_BITS * config.rows)]
     for memory in Memory:
@@ -96,18 +97,27 @@ def memory_uses(program: Program) -> tuple[MemoryUse, ...]:
     return tuple(uses)
 
 
-def activation_map(graph: LayerGraph, steps: Sequence[Step], program: Program) -> tuple[MapEntry, ...]:
-    """Every stored tensor: its words, and the steps from its first write to its last read."""
+def activation_map(
+    graph: LayerGraph, steps: Sequence[Sequence[Step]], program: Program
+) -> tuple[MapEntry, ...]:
+    """Every stored tensor of every entry: its words, and the steps from its first write to its last read."""
     layers = {layer.name: layer for layer in graph.layers}
-    entries = {name: _entry(name, place, -1, program) for name, place in program.inputs.items()}
-    places = {layer.tensor: layer.descriptor for layer in program.layers}
-    for index, step in enumerate(steps):
-        for tensor in {t.name for name in step.layers for t in layers[name].inputs} & set(entries):
-            entries[tensor] = replace(entries[tensor], last=index)
-        entries[step.tensor] = _entry(step.tensor, places[step.tensor], index, program)
-    for name in program.outputs:
-        entries[name] = replace(entries[name], last=len(steps))
-    return tuple(entries.values())
+    total, first = sum(map(len, steps)), 0
+    found: list[MapEntry] = []
+    for entry, own in zip(program.entries, steps, strict=True):
+        end = first + len(own)
+        start, stop = (first if first else -1), (end - 1 if end < total else total)
+        entries = {name: _entry(name, place, start, program) for name, place in entry.inputs.items()}
+        places = {layer.tensor: layer.descriptor for layer in program.layers_of(entry)}
+        for index, step in enumerate(own, start=first):
+            for tensor in {t.name for name in step.layers for t in layers[name].inputs} & set(entries):
+                entries[tensor] = replace(entries[tensor], last=index)
+            entries[step.tensor] = _entry(step.tensor, places[step.tensor], index, program)
+        for name in entry.outputs:
+            entries[name] = replace(entries[name], last=stop)
+        found += entries.values()
+        first = end
+    return tuple(found)
 
 
 def _entry(name: str, place: TensorDescriptor, step: int, program: Program) -> MapEntry:

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from backends.reference import interpreter
 from compiler import artefact, calibration, quality, simulation, stored
 from compiler.artefact import ArtefactError
 from compiler.calibration import Samples
+from compiler.host import Inference, joined
 from compiler.report import AccuracyRow, VerifyFacts
 from compiler.stored import Stored
 
@@ -48,7 +48,7 @@ class Evaluation:
     Attributes:
         samples: Evaluated.
         rows: One figure of one stage each.
-        differs: Output elements of the hardware that differ from the reference; 0 is the only good answer.
+        differs: Elements of the hardware's that differ from the reference, over all cuts; 0 is the only good answer.
         rtl: Whether the hardware was simulated.
     """
 
@@ -69,7 +69,7 @@ class Evaluation:
         for row in self.rows:
             table.add_row(row.stage, row.metric, row.text)
         if self.rtl:
-            table.add_row(quality.RTL, "output elements that differ from the reference", f"{self.differs:,}")
+            table.add_row(quality.RTL, "elements at the cuts that differ from the reference", f"{self.differs:,}")
         return table
 
 
@@ -83,16 +83,14 @@ def simulate_file(
     """
     opened = _open_hardware(folder)
     samples = _read(opened, file, limit)
-    floats = {name: values.astype(np.float32) for name, values in samples.arrays.items()}
-    inputs = opened.host.prepare(floats)
+    floats = opened.host.checked({name: values.astype(np.float32) for name, values in samples.arrays.items()})
     with simulation.simulate(folder, wave=wave, progress=progress) as running:
-        tensors = _in_graph_shape(opened, running.infer(inputs, progress))
+        results = running.infer(opened.host, floats, progress).outputs
         cycles = running.cycles
-    results = opened.host.finish(tensors, floats)
     if output is not None:
         _write_npz(output, results)
     warnings = (*opened.warnings, *samples.warnings, *_range_warnings(opened, floats))
-    return SimulationResult(len(next(iter(inputs.values()))), cycles, tuple(results), warnings)
+    return SimulationResult(len(next(iter(floats.values()))), cycles, tuple(results), warnings)
 
 
 def verify_folder(
@@ -106,7 +104,8 @@ def verify_folder(
     else:
         samples = _read(opened, file, None)
         warnings += samples.warnings
-        inputs = opened.host.prepare({n: v.astype(np.float32) for n, v in samples.arrays.items()})
+        floats = {n: v.astype(np.float32) for n, v in samples.arrays.items()}
+        inputs = stored.sent(opened.lowered, _reference(opened, floats, progress))
     if not random and not len(next(iter(inputs.values()))):
         raise ArtefactError("there is nothing to verify with: --inputs and --random must not both be 0")
     facts = simulation.verify(folder, opened.lowered.graph, inputs, random=random, wave=wave, progress=progress)
@@ -119,22 +118,21 @@ def evaluate(folder: Path, data: Path, *, limit: int | None, rtl: bool, progress
     rtl = rtl and (folder / artefact.RTL).is_file()
     samples = _read(opened, data, limit)
     floats = {name: values.astype(np.float32) for name, values in samples.arrays.items()}
-    inputs = opened.host.prepare(floats)
-    expected = _reference(opened, inputs, progress)
+    expected = _reference(opened, floats, progress)
     answers = {
         quality.FLOAT: quality.in_onnxruntime(opened.float_model(), floats),
         quality.QUANTIZED: quality.in_onnxruntime(opened.quantized, floats),
-        quality.REFERENCE: opened.host.finish(expected, floats),
+        quality.REFERENCE: expected.outputs,
     }
     differs = 0
     if rtl:
         with simulation.simulate(folder, progress=progress) as running:
-            got = _in_graph_shape(opened, running.infer(inputs, progress))
-        differs = sum(int(np.count_nonzero(got[name] != expected[name])) for name in expected)
-        answers[quality.RTL] = opened.host.finish(got, floats)
+            got = running.infer(opened.host, floats, progress)
+        differs = _differing(expected.tensors, got.tensors)
+        answers[quality.RTL] = got.outputs
     rows = quality.compare(answers, samples.labels, "samples")
     warnings = (*opened.warnings, *samples.warnings, *_range_warnings(opened, floats))
-    return Evaluation(len(next(iter(inputs.values()))), rows, differs, rtl, warnings)
+    return Evaluation(len(next(iter(floats.values()))), rows, differs, rtl, warnings)
 
 
 def verify_json(facts: VerifyFacts) -> dict[str, object]:
@@ -179,20 +177,20 @@ def _read(opened: Stored, file: Path, limit: int | None) -> Samples:
     return Samples(quality.first(samples.arrays, limit), labels, samples.warnings)
 
 
-def _reference(opened: Stored, inputs: Maps, progress: Progress, batch: int = 32) -> Maps:
-    total = len(next(iter(inputs.values())))
+def _reference(
+    opened: Stored, samples: dict[str, NDArray[np.float32]], progress: Progress, batch: int = 32
+) -> Inference:
+    total = len(next(iter(samples.values())))
     rows = []
     for start in range(0, total, batch):
-        part = {name: values[start : start + batch] for name, values in inputs.items()}
-        rows.append(interpreter.run(opened.lowered.graph, part))
+        rows.append(opened.host.reference({n: values[start : start + batch] for n, values in samples.items()}))
         progress("reference", min(start + batch, total), total)
-    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+    return joined(rows)
 
 
-def _in_graph_shape(opened: Stored, tensors: Maps) -> Maps:
-    """The program may store a vector where the graph has a map."""
-    shapes = {tensor.name: tensor.shape for tensor in opened.lowered.graph.outputs}
-    return {name: values.reshape(len(values), *shapes[name]) for name, values in tensors.items()}
+def _differing(expected: Maps, got: Maps) -> int:
+    """Elements that differ; the program may store a vector where the graph has a map."""
+    return sum(int(np.count_nonzero(got[name].reshape(e.shape) != e)) for name, e in expected.items())
 
 
 def _range_warnings(opened: Stored, samples: dict[str, NDArray[np.float32]]) -> tuple[str, ...]:

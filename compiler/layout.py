@@ -69,11 +69,11 @@ class View:
         return bool(np.array_equal(self.order, other.order))
 
     def take(self, flat: NDArray[np.int8]) -> NDArray[np.int8]:
-        """The value's elements [N, *shape[1:]] from maps [N, C, H, W]."""
+        """The value's elements [N * shape[0], *shape[1:]] from maps [N, C, H, W]."""
         rows = flat.reshape(len(flat), -1)
         if self.order is not None:
             rows = rows[:, self.order.ravel()]
-        return rows.reshape(len(flat), *self.shape[1:])
+        return rows.reshape(len(flat) * self.shape[0], *self.shape[1:])
 
     def put(self, values: NDArray[np.int8]) -> NDArray[np.int8]:
         """Maps [N, C, H, W] from the value's elements [N, *shape[1:]]; the value must cover the map."""

@@ -21,6 +21,8 @@ from compiler.int8_points import Network, Placed, Point, Refused, node_name, sca
 from compiler.layout import View, rearrange, whole
 from compiler.operators import constant_of, dynamic_inputs, is_layout
 from compiler.partition import HostNode, Partition
+from compiler.phases import Side, earliest
+from compiler.segments import Cut, Division, Segment
 from passes.cones import CLAMPS
 from passes.graph import operand, shape_of
 
@@ -28,41 +30,37 @@ ACC_BITS = 24
 
 
 @dataclass(frozen=True)
-class Cut:
-    """A value that passes between host and accelerator.
-
-    Attributes:
-        tensor: Its int8 map.
-        value: Name of the float value on the host's side of the quantized model.
-        view: Where each element of the value is in the map.
-    """
-
-    tensor: Tensor
-    value: str
-    view: View
-
-
-@dataclass(frozen=True)
 class Lowered:
     """Integer layers, and what the host does around them.
 
     Attributes:
-        graph: Between the cuts.
-        inputs: In the order of graph.inputs.
-        outputs: What the host receives; two of them may be views of one tensor.
-        head: Float model from the network's inputs to the input cuts, or None where they are the same.
-        tail: Float model from the output cuts to the network's outputs, or None where they are the same.
+        graph: All layers; inputs and outputs are what the host quantizes and dequantizes.
+        segments: The same layers by the entry in which they run, in the order of execution.
+        tail: Float model that computes what is left to do after the last segment, or None.
         host_nodes: What runs there, and why.
         points: Tensor name to (name of the int8 value in the quantized model, its view of the tensor).
     """
 
     graph: LayerGraph
-    inputs: tuple[Cut, ...]
-    outputs: tuple[Cut, ...]
-    head: ir.Model | None
+    segments: tuple[Segment, ...]
     tail: ir.Model | None
     host_nodes: tuple[HostNode, ...]
     points: Mapping[str, tuple[str, View]] = field(default_factory=dict)
+
+    @property
+    def inputs(self) -> tuple[Cut, ...]:
+        """In the order of graph.inputs."""
+        return tuple(cut for segment in self.segments for cut in segment.inputs)
+
+    @property
+    def outputs(self) -> tuple[Cut, ...]:
+        """Of all segments."""
+        return tuple(cut for segment in self.segments for cut in segment.outputs)
+
+    @property
+    def head(self) -> ir.Model | None:
+        """What the host computes before the accelerator runs for the first time."""
+        return self.segments[0].host
 
 
 def lower(quantized: ir.Model, partition: Partition, *, acc_bits: int = ACC_BITS) -> Lowered:
@@ -218,15 +216,28 @@ class _Lowering:
 
     def result(self, host_nodes: tuple[HostNode, ...]) -> Lowered:
         outputs = self._outputs()
-        tensors = tuple({cut.tensor.name: cut.tensor for cut in outputs}.values())
-        layers = _alive(self.net.layers, tensors)
-        read = {tensor.name for layer in layers for tensor in layer.inputs} | {tensor.name for tensor in tensors}
+        layers = _alive(self.net.layers, {cut.tensor.name for cut in outputs})
+        read = {tensor.name for layer in layers for tensor in layer.inputs} | {cut.tensor.name for cut in outputs}
         inputs = tuple(cut for cut in self.inputs if cut.tensor.name in read)
-        graph = LayerGraph(self.model.graph.name or "network", tuple(c.tensor for c in inputs), tensors, layers)
+        name = self.model.graph.name or "network"
+        work = Division(self.model, self._phases())
+        segments, tail = work.segments(name, layers, inputs, outputs)
+        inputs = tuple(cut for segment in segments for cut in segment.inputs)
+        tensors = tuple({cut.tensor.name: cut.tensor for segment in segments for cut in segment.outputs}.values())
+        ordered = tuple(layer for segment in segments for layer in segment.graph.layers)
+        graph = LayerGraph(name, tuple(cut.tensor for cut in inputs), tensors, ordered)
         kept = {tensor.name for tensor in graph.tensors()}
         points = {name: point for name, point in self.points.items() if name in kept}
-        head, tail = self._head(inputs), self._tail(outputs)
-        return Lowered(graph, inputs, outputs, head, tail, host_nodes, points)
+        return Lowered(graph, segments, tail, work.placed(host_nodes, len(segments)), points)
+
+    def _phases(self) -> dict[ir.Node, int]:
+        """When each node runs."""
+        computed = [node for node in self.model.graph if dynamic_inputs(node)]
+        return earliest(computed, {n: Side.ACCELERATOR if self._is_inside(n) else Side.HOST for n in computed})
+
+    def _is_inside(self, node: ir.Node) -> bool:
+        ends = {"QuantizeLinear": node.outputs[0], "DequantizeLinear": node.inputs[0]}
+        return node.name in self.net.nodes or ends.get(node.op_type) in self.net.placed
 
     def _outputs(self) -> tuple[Cut, ...]:
         """Dequantized values, or rearrangements of them, that the host reads or the network gives."""
@@ -245,22 +256,6 @@ class _Lowering:
 
     def _is_lowered_point(self, node: ir.Node) -> bool:
         return node.op_type == "QuantizeLinear" and node.outputs[0] in self.net.placed
-
-    def _head(self, inputs: tuple[Cut, ...]) -> ir.Model | None:
-        """From the network's inputs to the cuts, and to whatever else the tail reads."""
-        fed = {value.name for value in self.model.graph.inputs}
-        wanted = [cut.value for cut in inputs if cut.value not in fed]
-        return _extracted(self.model, list(self.model.graph.inputs), wanted) if wanted else None
-
-    def _tail(self, outputs: tuple[Cut, ...]) -> ir.Model | None:
-        """From the cuts (and the network's inputs, where the tail reads them) to the network's outputs."""
-        cut = {c.value for c in outputs}
-        wanted = [value.name or "" for value in self.model.graph.outputs if value.name not in cut]
-        if not wanted:
-            return None
-        by_name = {value.name: value for node in self.model.graph for value in node.outputs}
-        sources = [by_name[name] for name in dict.fromkeys(c.value for c in outputs)]
-        return _extracted(self.model, [*self.model.graph.inputs, *sources], wanted)
 
 
 def _overflow(value: ir.Value, error: FixedPointError) -> Unsupported:
@@ -283,20 +278,12 @@ def _clip(value: float, low: float, high: float) -> float:
     return min(max(value, low), high)
 
 
-def _alive(layers: list[Layer], outputs: tuple[Tensor, ...]) -> tuple[Layer, ...]:
+def _alive(layers: list[Layer], outputs: set[str]) -> tuple[Layer, ...]:
     """Without layers whose result reaches no output."""
-    wanted, kept = {tensor.name for tensor in outputs}, []
+    wanted: set[str] = set(outputs)
+    kept: list[Layer] = []
     for layer in reversed(layers):
         if layer.output.name in wanted:
             kept.append(layer)
             wanted |= {tensor.name for tensor in layer.inputs}
     return tuple(reversed(kept))
-
-
-def _extracted(model: ir.Model, inputs: list[ir.Value], outputs: list[str]) -> ir.Model:
-    """The part of the model between `inputs` and `outputs`, as a model of its own; inputs that it does not read go."""
-    graph = ir.convenience.extract(model.graph, inputs, outputs)
-    for value in list(graph.inputs):
-        if not value.uses() and not value.is_graph_output():
-            graph.inputs.remove(value)
-    return ir.Model(graph, ir_version=model.ir_version)

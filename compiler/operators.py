@@ -55,6 +55,16 @@ def constant_of(value: ir.Value | None) -> Array | None:
     return (centred * along_axis(scale, node, codes.ndim).astype(np.float64)).astype(np.float32)
 
 
+def is_known(value: ir.Value) -> bool:
+    """Whether `constant_of` has an array for a value; tells without making it."""
+    if constant(value) is not None:
+        return True
+    node = value.producer()
+    if node is None or node.op_type != "DequantizeLinear":
+        return False
+    return constant(node.inputs[0]) is not None and constant(node.inputs[1]) is not None
+
+
 def along_axis(values: Array | int, node: ir.Node, rank: int) -> NDArray[np.float64]:
     """Per-axis parameters of a Q/DQ node as an array that broadcasts against a tensor of `rank`."""
     array = np.asarray(values).astype(np.float64)
@@ -67,7 +77,7 @@ def along_axis(values: Array | int, node: ir.Node, rank: int) -> NDArray[np.floa
 
 def dynamic_inputs(node: ir.Node) -> tuple[ir.Value, ...]:
     """Operands that are neither constants nor constants behind DequantizeLinear."""
-    return tuple(value for value in node.inputs if value is not None and constant_of(value) is None)
+    return tuple(value for value in node.inputs if value is not None and not is_known(value))
 
 
 def is_layout(node: ir.Node) -> bool:

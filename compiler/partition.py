@@ -1,8 +1,8 @@
-"""Which nodes run on the accelerator: one connected part, with the host before it (head) and after it (tail)."""
+"""Which nodes run on the accelerator, and which on the host: before it, after it, or between two of its runs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -13,19 +13,24 @@ from compiler.operators import (
     AFFINE,
     QUANTIZERS,
     WEIGHTED,
-    constant_of,
     dynamic_inputs,
+    is_known,
     is_layout,
     map_refusal,
     needs_map,
     output_view,
     why_not,
 )
+from compiler.phases import Side, earliest, entries, first_phase, latest, producers, readers, ready
 from passes.graph import shape_of
 
+_MARK = "edgec.host"
+"""Metadata of a host node in a quantized model: why it is one; see `mark`."""
 _REMEDY = "end the network before the node, or replace it by operators that `edgec targets` lists"
+_REMEDY_CUT = "compile without --no-host, and the node runs on the host; or replace it by what `edgec targets` lists"
 _REMEDY_TYPE = "convert the network to float32, or export it so"
 _REMEDY_BATCH = "export the network for a batch of 1 (or a dynamic one, which becomes 1)"
+HEAD, MIDDLE, TAIL = "head", "middle", "tail"
 
 
 @dataclass(frozen=True)
@@ -33,12 +38,14 @@ class HostNode:
     """A node that stays on the host.
 
     Attributes:
-        side: "head" (before the accelerator) or "tail".
+        after: How many runs of the accelerator are before it.
+        side: "head" (before the first), "middle" or "tail" (after the last).
         reason: Why.
     """
 
     name: str
     op: str
+    after: int
     side: str
     reason: str
 
@@ -49,61 +56,86 @@ class Partition:
 
     Attributes:
         nodes: Names of the accelerated nodes.
-        head: Host nodes before them, in graph order.
-        tail: Host nodes after them, in graph order.
+        host_nodes: The others, in graph order.
+        entries: How often the accelerator runs in one inference.
         inputs: Names of the values that enter the accelerator.
         outputs: Names of the values that leave it.
     """
 
     nodes: frozenset[str]
-    head: tuple[HostNode, ...]
-    tail: tuple[HostNode, ...]
+    host_nodes: tuple[HostNode, ...]
+    entries: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
 
     @property
-    def host_nodes(self) -> tuple[HostNode, ...]:
-        return (*self.head, *self.tail)
+    def head(self) -> tuple[HostNode, ...]:
+        return tuple(node for node in self.host_nodes if node.side == HEAD)
+
+    @property
+    def tail(self) -> tuple[HostNode, ...]:
+        return tuple(node for node in self.host_nodes if node.side == TAIL)
 
 
-def partition(model: ir.Model) -> Partition:
-    """Cut a canonical float graph, or a QDQ graph, so that everything unsupported is in the head or the tail.
+def partition(model: ir.Model, *, may_cut: bool = True, refused: Mapping[str, str] | None = None) -> Partition:
+    """Cut a canonical float graph, or a QDQ graph, into what the accelerator runs and what the host runs.
+
+    Nodes with weights always run on the accelerator where it has a layer for them, unsupported ones on the host; that
+    alone says how often the accelerator must be entered (see `compiler.phases`). All others are free. They run on the
+    accelerator where that costs no further entry, and where they hang together with a node with weights in the same
+    entry: a lone Relu between two host nodes gains nothing.
+
+    Args:
+        model: Intact afterwards.
+        may_cut: Whether the host may run nodes between two runs of the accelerator.
+        refused: Nodes that must run on the host, and why.
 
     Raises:
-        UnsupportedOpError: with every node that can be in neither, or where nothing can be accelerated.
+        UnsupportedOpError: where nothing can be accelerated; without `may_cut`, with every node in the way.
     """
     computed = [node for node in model.graph if dynamic_inputs(node)]
-    reasons = _reasons(computed)
-    before, after = _reach(computed), _reach(list(reversed(computed)), backwards=True)
+    reasons = _reasons(computed, refused or {})
     heavy = _heavy(computed, reasons)
-    in_head = _closure((n for n in computed if n in reasons and not before[n] & heavy), before)
-    in_tail = _closure((n for n in computed if n in reasons and n not in in_head and not after[n] & heavy), after)
-    middle = [node for node in computed if node in reasons and node not in in_head and node not in in_tail]
-    if middle:
-        raise UnsupportedOpError(tuple(_unsupported(node, reasons[node]) for node in middle))
-    if not any(_is_quantized(node) for node in computed):
-        _trim(computed, reasons, in_head, in_tail)
-    chosen = [node for node in computed if node not in in_head and node not in in_tail]
-    if not [node for node in chosen if node.op_type not in QUANTIZERS]:
+    if not may_cut and (middle := _between(computed, reasons, heavy)):
+        raise UnsupportedOpError(tuple(_unsupported(node, reasons[node], _REMEDY_CUT) for node in middle))
+    sides = _chosen(computed, reasons, heavy)
+    _settle(computed, sides, reasons, heavy)
+    if not [n for n in computed if sides[n] is Side.ACCELERATOR and n.op_type not in QUANTIZERS]:
         raise UnsupportedOpError(_nothing(model, computed, reasons))
-    return _described(computed, chosen, reasons, in_head, in_tail)
+    return _described(computed, sides, reasons)
+
+
+def mark(quantized: ir.Model, cut: Partition) -> None:
+    """See to it that `partition` cuts a quantized model in the same places.
+
+    Mostly the Q/DQ pairs say enough. Where they do not, each host node's metadata says that it is one, and why.
+    """
+    if partition(quantized).nodes == cut.nodes:
+        return
+    reasons = {node.name: node.reason for node in cut.host_nodes}
+    for node in quantized.graph:
+        if node.name in reasons:
+            node.metadata_props[_MARK] = reasons[node.name]
 
 
 def unsupported(model: ir.Model) -> dict[str, str]:
     """Every node that the accelerator cannot execute, wherever it stands: name to reason."""
-    return {node.name or "": reason for node, reason in _reasons([n for n in model.graph if dynamic_inputs(n)]).items()}
+    found = _reasons([node for node in model.graph if dynamic_inputs(node)], {})
+    return {node.name or "": reason for node, reason in found.items()}
 
 
-def _reasons(computed: list[ir.Node]) -> dict[ir.Node, str]:
+def _reasons(computed: list[ir.Node], refused: Mapping[str, str]) -> dict[ir.Node, str]:
     """Why each unsupported node is so. A layout node is blamed when a reader cannot take its order of elements."""
-    reasons: dict[ir.Node, str] = {}
-    if any(_is_quantized(node) for node in computed):
-        reasons.update(_unquantized(computed))
+    reasons = {node: node.metadata_props[_MARK] for node in computed if _MARK in node.metadata_props}
+    reasons |= {node: refused[_name(node)] for node in computed if _name(node) in refused}
+    is_quantized = any(_is_quantized(node) for node in computed)
     while True:
-        blamed = _one_round(computed, reasons)
-        if not blamed:
+        if is_quantized:
+            _add_unquantized(computed, reasons)
+        count = len(reasons)
+        reasons |= _one_round(computed, reasons)
+        if len(reasons) == count:
             return reasons
-        reasons.update(blamed)
 
 
 def _one_round(computed: list[ir.Node], reasons: dict[ir.Node, str]) -> dict[ir.Node, str]:
@@ -144,11 +176,10 @@ def _layout_before(value: ir.Value) -> ir.Node | None:
     return node
 
 
-def _unquantized(computed: list[ir.Node]) -> dict[ir.Node, str]:
-    """Nodes of a QDQ graph that are not enclosed by DequantizeLinear and QuantizeLinear."""
-    reasons: dict[ir.Node, str] = {}
+def _add_unquantized(computed: list[ir.Node], reasons: dict[ir.Node, str]) -> None:
+    """Add the nodes of a QDQ graph that are not enclosed by DequantizeLinear and QuantizeLinear."""
     for node in computed:
-        if node.op_type in QUANTIZERS:
+        if node.op_type in QUANTIZERS or node in reasons:
             continue
         sources = [value.producer() for value in dynamic_inputs(node)]
         if any(p is None or p in reasons or p.op_type == "QuantizeLinear" for p in sources):
@@ -156,15 +187,13 @@ def _unquantized(computed: list[ir.Node]) -> dict[ir.Node, str]:
     for node in reversed(computed):
         if node.op_type in QUANTIZERS or node in reasons:
             continue
-        readers = [reader for value in node.outputs for reader in value.consumers()]
         ends = any(value.is_graph_output() for value in node.outputs)
-        if ends or any(r.op_type != "QuantizeLinear" and r in reasons for r in readers):
+        if ends or any(r.op_type != "QuantizeLinear" and r in reasons for r in readers(node)):
             reasons[node] = "its output is not quantized in this model"
-    return reasons
 
 
 def _is_quantized(node: ir.Node) -> bool:
-    return node.op_type in QUANTIZERS and constant_of(node.outputs[0]) is None
+    return node.op_type in QUANTIZERS and not is_known(node.outputs[0])
 
 
 def _heavy(computed: list[ir.Node], reasons: dict[ir.Node, str]) -> set[ir.Node]:
@@ -174,69 +203,114 @@ def _heavy(computed: list[ir.Node], reasons: dict[ir.Node, str]) -> set[ir.Node]
     return weighted or {node for node in able if not is_layout(node)}
 
 
-def _reach(ordered: list[ir.Node], *, backwards: bool = False) -> dict[ir.Node, frozenset[ir.Node]]:
-    """All ancestors of each node, or all descendants."""
-    found: dict[ir.Node, frozenset[ir.Node]] = {}
-    for node in ordered:
-        nearest = _readers(node) if backwards else _producers(node)
-        found[node] = frozenset(nearest).union(*(found[n] for n in nearest if n in found))
-    return found
-
-
-def _producers(node: ir.Node) -> list[ir.Node]:
-    return [producer for value in dynamic_inputs(node) if (producer := value.producer()) is not None]
-
-
-def _readers(node: ir.Node) -> list[ir.Node]:
-    return [reader for value in node.outputs for reader in value.consumers()]
-
-
-def _closure(nodes: Iterable[ir.Node], reach: dict[ir.Node, frozenset[ir.Node]]) -> set[ir.Node]:
-    return {member for node in nodes for member in (node, *reach[node])}
-
-
-def _trim(computed: list[ir.Node], reasons: dict[ir.Node, str], in_head: set[ir.Node], in_tail: set[ir.Node]) -> None:
-    """Leave what is free on the host to it: layout and affine functions of raw inputs, layout before the tail."""
+def _between(computed: list[ir.Node], reasons: dict[ir.Node, str], heavy: set[ir.Node]) -> list[ir.Node]:
+    """The unsupported nodes with accelerated layers before and after them."""
+    before, after = heavy.copy(), heavy.copy()
     for node in computed:
-        starts = all(producer in in_head for producer in _producers(node))
-        is_affine = node.op_type in AFFINE and len(dynamic_inputs(node)) == 1
-        if node not in in_head and node not in in_tail and starts and (is_layout(node) or is_affine):
-            in_head.add(node)
-            reasons[node] = "it only prepares the network's input"
+        if any(producer in before for producer in producers(node)):
+            before.add(node)
     for node in reversed(computed):
-        readers = _readers(node)
-        if node not in in_head and node not in in_tail and is_layout(node) and all(r in in_tail for r in readers):
-            in_tail.add(node)
-            reasons[node] = "it only rearranges the network's output"
+        if any(reader in after for reader in readers(node)):
+            after.add(node)
+    return [node for node in computed if node in reasons and node in before and node in after]
 
 
-def _described(
-    computed: list[ir.Node],
-    chosen: list[ir.Node],
-    reasons: dict[ir.Node, str],
-    in_head: set[ir.Node],
-    in_tail: set[ir.Node],
-) -> Partition:
-    inside = set(chosen)
+def _chosen(computed: list[ir.Node], reasons: dict[ir.Node, str], heavy: set[ir.Node]) -> dict[ir.Node, Side]:
+    """Who runs each node: as much on the accelerator as the fewest entries that are possible allow."""
+    fixed = {n: Side.HOST if n in reasons else Side.ACCELERATOR if n in heavy else None for n in computed}
+    last = 2 * entries(phase for node, phase in earliest(computed, fixed).items() if node in heavy)
+    ends = latest(computed, fixed, last)
+    sides: dict[ir.Node, Side] = {}
+    phases: dict[ir.Node, int] = {}
+    for node in computed:
+        start, side = ready(node, phases), fixed[node]
+        if side is None:
+            side = Side.ACCELERATOR if first_phase(start, Side.ACCELERATOR) <= ends[node] else Side.HOST
+        sides[node], phases[node] = side, first_phase(start, side)
+    return sides
+
+
+def _settle(
+    computed: list[ir.Node], sides: dict[ir.Node, Side], reasons: dict[ir.Node, str], heavy: set[ir.Node]
+) -> None:
+    """Leave to the host what gains nothing on the accelerator, until nothing changes; no step adds an entry."""
+    is_float = not any(_is_quantized(node) for node in computed)
+    # Who quantized a node by itself wants its integers; a pair of quantizers alone is nothing that could run.
+    anchors = heavy if is_float else {n for n in computed if n.op_type not in QUANTIZERS and not is_layout(n)}
+    while True:
+        islands = _islands(computed, sides, anchors)
+        for node in islands:
+            sides[node] = Side.HOST
+            reasons[node] = "it hangs together with no layer that has weights"
+        if not (is_float and _trim(computed, sides, reasons)) and not islands:
+            return
+
+
+def _islands(computed: list[ir.Node], sides: dict[ir.Node, Side], anchors: set[ir.Node]) -> list[ir.Node]:
+    """Accelerated nodes that hang together with no accelerated anchor in their entry."""
+    phases = earliest(computed, sides)
+    reached: set[ir.Node] = set()
+    stack = [node for node in computed if node in anchors and sides[node] is Side.ACCELERATOR]
+    while stack:
+        node = stack.pop()
+        if node in reached:
+            continue
+        reached.add(node)
+        stack += [n for n in (*producers(node), *readers(node)) if phases.get(n) == phases[node]]
+    return [node for node in computed if sides[node] is Side.ACCELERATOR and node not in reached]
+
+
+def _trim(computed: list[ir.Node], sides: dict[ir.Node, Side], reasons: dict[ir.Node, str]) -> bool:
+    """Leave what is free on the host to it: layout beside its nodes, and affine functions of raw inputs.
+
+    Returns:
+        Whether there was any.
+    """
+    phases, before = earliest(computed, sides), sides.copy()
+    last = 2 * entries(phases.values())
+    for node in computed:
+        starts = all(sides[producer] is Side.HOST for producer in producers(node))
+        is_first = all(phases[producer] == 0 for producer in producers(node))
+        is_affine = node.op_type in AFFINE and len(dynamic_inputs(node)) == 1
+        if sides[node] is Side.ACCELERATOR and starts and (is_layout(node) or (is_affine and is_first)):
+            sides[node] = Side.HOST
+            what = "it only prepares the network's input" if is_first else "it only rearranges what the host makes"
+            reasons[node] = what
+    for node in reversed(computed):
+        ends = all(sides[reader] is Side.HOST for reader in readers(node))
+        if sides[node] is Side.ACCELERATOR and is_layout(node) and ends:
+            sides[node] = Side.HOST
+            what = "the network's output" if phases[node] == last - 1 else "what the host reads"
+            reasons[node] = f"it only rearranges {what}"
+    return sides != before
+
+
+def _described(computed: list[ir.Node], sides: dict[ir.Node, Side], reasons: dict[ir.Node, str]) -> Partition:
+    phases = earliest(computed, sides)
+    inside = {node for node in computed if sides[node] is Side.ACCELERATOR}
+    chosen = [node for node in computed if node in inside]
     entering = [v for node in chosen for v in dynamic_inputs(node) if v.producer() not in inside]
     made = [v for node in chosen for v in node.outputs]
     leaving = [v for v in made if v.is_graph_output() or any(r not in inside for r in v.consumers())]
+    count = entries(phases[node] for node in chosen)
     return Partition(
         nodes=frozenset(_name(node) for node in chosen if node.op_type not in QUANTIZERS),
-        head=_host(computed, in_head, "head", reasons),
-        tail=_host(computed, in_tail, "tail", reasons),
+        host_nodes=tuple(_host(node, phases[node] // 2, count, reasons) for node in computed if node not in inside),
+        entries=count,
         inputs=tuple(dict.fromkeys(v.name or "" for v in entering)),
         outputs=tuple(v.name or "" for v in leaving),
     )
 
 
-def _host(
-    computed: list[ir.Node], members: set[ir.Node], side: str, reasons: dict[ir.Node, str]
-) -> tuple[HostNode, ...]:
-    default = {"head": "a node that runs on the host needs it", "tail": "it needs a node that runs on the host"}[side]
-    return tuple(
-        HostNode(_name(node), node.op_type, side, reasons.get(node, default)) for node in computed if node in members
-    )
+def side_of(after: int, count: int) -> str:
+    """Where the host works that has `after` of `count` runs of the accelerator before it."""
+    return HEAD if not after else TAIL if after == count else MIDDLE
+
+
+def _host(node: ir.Node, after: int, count: int, reasons: dict[ir.Node, str]) -> HostNode:
+    side = side_of(after, count)
+    default = "it needs a node that runs on the host" if after else "a node that runs on the host needs it"
+    return HostNode(_name(node), node.op_type, after, side, reasons.get(node, default))
 
 
 def _nothing(model: ir.Model, computed: list[ir.Node], reasons: dict[ir.Node, str]) -> tuple[Unsupported, ...]:
@@ -245,14 +319,14 @@ def _nothing(model: ir.Model, computed: list[ir.Node], reasons: dict[ir.Node, st
     return found or (Unsupported(name, "graph", "it has no node that the accelerator could execute", _REMEDY),)
 
 
-def _unsupported(node: ir.Node, reason: str) -> Unsupported:
+def _unsupported(node: ir.Node, reason: str, otherwise: str = _REMEDY) -> Unsupported:
     sizes = [shape[0] for value in dynamic_inputs(node) if (shape := shape_of(value))]
     if "a type other than float32" in reason:
         remedy = _REMEDY_TYPE
     elif "no map of one sample" in reason and any(size > 1 for size in sizes):
         remedy = _REMEDY_BATCH
     else:
-        remedy = _REMEDY
+        remedy = otherwise
     return Unsupported(_name(node), node.op_type, reason, remedy)
 
 

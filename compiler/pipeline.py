@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import onnx_ir as ir
 
-from backends.base import DoesNotFitError
-from compiler import artefact, calibration, container, costs, doctor, quality, simulation, stored, targets
+from backends.base import DoesNotFitError, UnsupportedOpError
+from compiler import artefact, calibration, container, costs, doctor, quality, simulation, stored, targets, turns
 from compiler.artefact import Manifest, Preprocessing
 from compiler.calibration import ImageOptions, Samples
 from compiler.compression import CompressOptions, compress_network, read_parts
 from compiler.importer import Imported, import_model
 from compiler.lowering import Lowered, lower
 from compiler.one_thread import blas_on_one_thread
-from compiler.partition import partition
-from compiler.report import CompileReport, HostNode, ModelFacts, PassRow, to_json, utilisation
+from compiler.partition import mark, partition
+from compiler.report import CompileReport, HostNode, ModelFacts, PassRow, percent, to_json, utilisation
 from compiler.report_html import to_html
 from compiler.targets import OptionError, Plan, Target
 from compiler.version import VERSION
@@ -30,8 +31,12 @@ Progress = Callable[[str, int, int], None]
 
 SHORT_SAMPLES, SHORT_RANDOM = 2, 1
 """Calibration samples and random inputs of the verification that every compile does."""
+LARGE_SHARE = 0.1
+"""Of the multiply-accumulates: a compile warns when the host has to do more."""
 MEASURED_SAMPLES = 16
 """Calibration samples for the signal to noise ratios of the report."""
+_QUICK = QuantizeConfig(equalize=None, reconstruct=False)
+_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class CompileOptions:
         scale, mean: Preprocessing, x = (sample - mean) * scale.
         images: How the images of a folder become samples.
         compression: Budgets and bits, where weights are not simply 8 bits wide; its samples are these.
+        may_cut: The host runs what the target cannot, also between layers that it can.
         verify: Simulate the result.
     """
 
@@ -61,6 +67,7 @@ class CompileOptions:
     mean: tuple[float, ...] = ()
     images: ImageOptions = ImageOptions()
     compression: CompressOptions | None = None
+    may_cut: bool = True
     verify: bool = True
 
 
@@ -107,8 +114,8 @@ def compile(path: Path, destination: Path, options: CompileOptions, progress: Pr
             (folder / artefact.PACKED).write_bytes(packed)
         inputs = stored.write_samples(folder, network.lowered, network.quantized, network.samples.arrays)
         progress("build", 0, 0)
-        plan = target.plan(network.lowered.graph)
-        plan.build(folder)
+        plan = target.plan([segment.graph for segment in network.lowered.segments])
+        plan.build(folder, turns.order(network.lowered))
         report = describe(network, target, plan, options, progress)
         if options.verify and target.is_hardware:
             few = {name: values[:SHORT_SAMPLES] for name, values in inputs.items()}
@@ -140,7 +147,7 @@ def check(path: Path, options: CompileOptions, progress: Progress) -> tuple[Comp
     """
     target = targets.make(options)
     network = prepare(path, options, progress, is_check=True)
-    plan = target.plan(network.lowered.graph)
+    plan = target.plan([segment.graph for segment in network.lowered.segments])
     try:
         plan.program()
     except DoesNotFitError as error:
@@ -156,12 +163,9 @@ def prepare(path: Path, options: CompileOptions, progress: Progress, *, is_check
         imported = _without_dead_channels(import_model(path, options.input_shapes), options)
         if options.compression is not None and not is_check:
             return _compressed(imported, options, options.compression, progress)
-        cut = partition(imported.model)
         samples = _samples(imported.model, options, progress, is_check)
-        config = QuantizeConfig(equalize=None, reconstruct=False) if is_check else QuantizeConfig()
-        quantized, report = quantize(imported.model, cut.nodes, samples.arrays, config, progress)
-        progress("lower", 0, 0)
-        lowered = lower(quantized, cut)
+        config = _QUICK if is_check else QuantizeConfig()
+        quantized, report, lowered, _ = _integers(imported.model, samples, config, options, progress)
     except ValueError as error:
         if path.name not in str(error):
             error.add_note(f"in {path.name}")
@@ -169,17 +173,48 @@ def prepare(path: Path, options: CompileOptions, progress: Progress, *, is_check
     return Network(imported, imported.model, samples, quantized, lowered, (*imported.reports, report))
 
 
+def _integers(
+    model: ir.Model, samples: Samples, config: QuantizeConfig, options: CompileOptions, progress: Progress
+) -> tuple[ir.Model, PassReport, Lowered, dict[str, str]]:
+    """Quantize and lower. What turns out to have no integer layer, or none on the target, is left to the host.
+
+    Returns:
+        Quantized model, what was done, integer layers, and the nodes that were left to the host and why.
+    """
+    target, refused = targets.make(options), dict[str, str]()
+    while True:
+        cut = partition(model, may_cut=options.may_cut, refused=refused)
+        quantized, report = quantize(model, cut.nodes, samples.arrays, config, progress)
+        mark(quantized, cut)
+        progress("lower", 0, 0)
+        try:
+            lowered = lower(quantized, cut)
+            target.check([segment.graph for segment in lowered.segments])
+        except UnsupportedOpError as error:
+            found = {node.node: node.reason for node in error.nodes}
+            if not options.may_cut or not found.keys() <= cut.nodes:
+                raise
+            refused |= found
+        else:
+            return quantized, report, lowered, refused
+
+
 def _compressed(
     imported: Imported, options: CompileOptions, compression: CompressOptions, progress: Progress
 ) -> Network:
     """From the float graph to integer layers, under budgets."""
     parts = read_parts(imported.model, compression, progress)
+    # What only integers show must be known before the search: which integers does not matter.
+    one = calibration.synthetic_samples(imported.model, seed=0, count=1)
+    *_, refused = _integers(imported.model, one, _QUICK, options, progress)
+    cut = partial(partition, may_cut=options.may_cut, refused=refused)
     made = compress_network(
-        imported.model, lambda model: partition(model).nodes, parts, compression, progress, _written
+        imported.model, lambda model: cut(model).nodes, parts, compression, progress, _written
     )
     progress("lower", 0, 0)
     shaped = made.shaped.model
-    lowered = lower(made.quantized.model, partition(shaped))
+    mark(made.quantized.model, cut(shaped))
+    lowered = lower(made.quantized.model, cut(shaped))
     samples = replace(parts.calibrate, warnings=parts.warnings)
     reports = (*imported.reports, *made.reports)
     return Network(imported, shaped, samples, made.quantized.model, lowered, reports, made.missed)
@@ -225,6 +260,12 @@ def describe(
     few = quality.first(samples.arrays, MEASURED_SAMPLES)
     noise = {} if is_check else quality.noise(network.shaped, quantized, few, progress)
     accuracy = () if is_check else quality.on_calibration(model, quantized, network.lowered, samples, progress)
+    steps = tuple(step for own in plan.steps for step in own)
+    layers = costs.layer_rows(graph, steps, facts.macs_per_cycle, noise)
+    on_host = turns.host_macs(quantized, network.lowered)
+    host_nodes = tuple(
+        HostNode(n.name, n.op, n.side, n.reason, n.after, on_host.get(n.name, 0)) for n in network.lowered.host_nodes
+    )
     return CompileReport(
         edgec=VERSION,
         model=_model_facts(network, is_check),
@@ -237,16 +278,30 @@ def describe(
         utilisation=utilisation(estimate.macs, estimate.cycles, facts.macs_per_cycle),
         weight_bytes=sum(map(costs.weight_bytes, graph.layers)),
         stored_weight_bytes=estimate.weight_bytes,
-        layers=costs.layer_rows(graph, plan.steps, facts.macs_per_cycle, noise),
-        host_nodes=tuple(HostNode(n.name, n.op, n.side, n.reason) for n in network.lowered.host_nodes),
+        layers=layers,
+        host_nodes=host_nodes,
         memory=costs.memory_uses(program) if program else (),
         activation_map=costs.activation_map(graph, plan.steps, program) if program else (),
         accuracy=accuracy,
         passes=tuple(PassRow(p.name, len(p.changed), dict(p.skipped), dict(p.metrics)) for p in network.passes),
         missed=network.missed,
-        warnings=() if is_check else samples.warnings,
+        warnings=(*(() if is_check else samples.warnings), *_host_warnings(host_nodes, estimate.macs)),
         tools=doctor.tool_versions(),
+        segments=turns.segment_rows(network.lowered, plan.steps, layers, program),
+        host_macs=sum(on_host.values()),
     )
+
+
+def _host_warnings(nodes: Sequence[HostNode], macs: int) -> tuple[str, ...]:
+    """Whoever wants an accelerator should know when much of the work does not run there."""
+    on_host = sum(node.macs for node in nodes)
+    if on_host <= LARGE_SHARE * (on_host + macs):
+        return ()
+    largest = sorted((node for node in nodes if node.macs), key=lambda node: -node.macs)
+    named = ", ".join(f"{node.name} ({node.op}) {node.macs:,}" for node in largest[:_SHOWN])
+    more = f" and {len(largest) - _SHOWN} more" if len(largest) > _SHOWN else ""
+    share, total = percent(on_host / (on_host + macs)), on_host + macs
+    return (f"{share} of the multiply-accumulates run on the host, {on_host:,} of {total:,}: {named}{more}",)
 
 
 def _source_macs(network: Network, macs: int) -> int:

@@ -8,7 +8,6 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from backends.reference import interpreter
 from compiler.calibration import Samples
 from compiler.host import host_of
 from compiler.lowering import Lowered
@@ -46,14 +45,13 @@ def in_onnxruntime(model: ir.Model, samples: Arrays) -> Floats:
 
 
 def in_reference(lowered: Lowered, model: ir.Model, samples: Arrays, progress: Progress) -> Floats:
-    """The network's outputs by the integer layers, with the host around them."""
+    """The network's outputs by the integer layers, with the host around and between them."""
     host = host_of(lowered, model)
     total = statistics.count(samples)
     rows: list[Floats] = []
     for start in range(0, total, _BATCH):
         batch = {name: values[start : start + _BATCH].astype(np.float32) for name, values in samples.items()}
-        outputs = interpreter.run(lowered.graph, host.prepare(batch))
-        rows.append(host.finish(outputs, batch))
+        rows.append(host.reference(batch).outputs)
         progress("reference", min(start + _BATCH, total), total)
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 KIND = "edgec-report"
 SCHEMA = 1
+HOST, ACCELERATOR = "host", "accelerator"
 
 
 @dataclass(frozen=True)
@@ -109,12 +110,62 @@ class MapEntry:
 
 @dataclass(frozen=True)
 class HostNode:
-    """A node that runs on the host, and why."""
+    """A node that runs on the host, and why.
+
+    Attributes:
+        side: "head", "middle" or "tail".
+        after: How many entries into the accelerator are before it.
+        macs: Dense multiply-accumulates.
+    """
 
     name: str
     op: str
     side: str
     reason: str
+    after: int = 0
+    macs: int = 0
+
+
+@dataclass(frozen=True)
+class CutRow:
+    """A tensor that passes between host and accelerator.
+
+    Attributes:
+        tensor: int8; real = scale * (q - zero_point), and q = clip(rint(real / scale) + zero_point, -128, 127).
+        value: Name of the float value that it stands for; None where it passes as it is, from or to another entry.
+        shape: (channels, height, width).
+    """
+
+    tensor: str
+    value: str | None
+    shape: tuple[int, int, int]
+    scale: float
+    zero_point: int
+
+
+@dataclass(frozen=True)
+class SegmentRow:
+    """What host or accelerator does in one turn.
+
+    Attributes:
+        on: "host" or "accelerator".
+        model: File that the host runs; None for the accelerator, and for a host that only quantizes and dequantizes.
+        steps: Names of nodes or of rows in `layers`.
+        macs: Dense multiply-accumulates.
+        cycles: Exact; None on the host, or where the target has no schedule.
+        instructions: [first, end) of the program.
+        inputs: What the accelerator reads: quantized by the host before.
+        outputs: What the accelerator gives: dequantized by the host afterwards.
+    """
+
+    on: str
+    model: str | None
+    steps: tuple[str, ...]
+    macs: int
+    cycles: int | None = None
+    instructions: tuple[int, int] | None = None
+    inputs: tuple[CutRow, ...] = ()
+    outputs: tuple[CutRow, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -185,6 +236,8 @@ class CompileReport:
         weight_bytes: Dense int8 weights.
         stored_weight_bytes: Of the weight streams: zero blocks left out, partial blocks filled up.
         missed: One sentence for each budget that is exceeded.
+        segments: What runs where, in the order of execution.
+        host_macs: Dense multiply-accumulates of one inference on the host.
     """
 
     edgec: str
@@ -208,6 +261,8 @@ class CompileReport:
     missed: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     tools: Mapping[str, str] = field(default_factory=dict)
+    segments: tuple[SegmentRow, ...] = ()
+    host_macs: int = 0
 
 
 def to_json(report: CompileReport) -> str:
@@ -229,11 +284,17 @@ def from_dict(document: Mapping[str, Any]) -> CompileReport:
     }
     for name, row in rows.items():
         fields[name] = tuple(row(**tuples(values)) for values in fields[name])
+    fields["segments"] = tuple(_segment(values) for values in fields.get("segments", ()))
     fields["accuracy"] = tuple(replace(a, value=math.nan) if a.value is None else a for a in fields["accuracy"])
     fields["model"] = ModelFacts(**fields["model"])
     fields["target"] = TargetFacts(**fields["target"])
     fields["verify"] = VerifyFacts(**tuples(fields["verify"])) if fields["verify"] else None
     return CompileReport(**{**fields, **{name: tuple(fields.get(name, ())) for name in ("missed", "warnings")}})
+
+
+def _segment(values: Mapping[str, Any]) -> SegmentRow:
+    cuts = {name: tuple(CutRow(**tuples(cut)) for cut in values[name]) for name in ("inputs", "outputs")}
+    return SegmentRow(**{**tuples(values), **cuts})
 
 
 def tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,7 +325,8 @@ def show(report: CompileReport, console: Console) -> None:
     console.print(_layer_table(report))
     console.print(_summary(report))
     for node in report.host_nodes:
-        console.print(f"  host ({node.side}): {node.name} ({node.op}): {node.reason}", markup=False, highlight=False)
+        told = f"{node.name} ({node.op}): {node.reason}"
+        console.print(f"  host ({place_of(node)}): {told}", markup=False, highlight=False)
     for line in report.missed:
         console.print(f"  missed: {line}", markup=False, highlight=False)
     for warning in report.warnings:
@@ -314,7 +376,10 @@ def summary(report: CompileReport) -> list[tuple[str, str]]:
     """The figures of one inference as label and text; terminal and HTML show the same."""
     before = f", {report.source_macs:,} with dead channels" if report.source_macs != report.macs else ""
     stored = f"{report.weight_bytes:,} bytes, {report.stored_weight_bytes:,} as stored"
-    lines = [("MACs", f"{report.macs:,}{before}"), ("weights", stored)]
+    on_host = f", {report.host_macs:,} on the host" if report.host_macs else ""
+    lines = [("MACs", f"{report.macs:,}{before}{on_host}"), ("weights", stored)]
+    if len([segment for segment in report.segments if segment.on == ACCELERATOR]) > 1:
+        lines.append(("runs", " -> ".join(_turn(segment) for segment in report.segments)))
     if report.cycles is not None:
         use = f" ({percent(report.utilisation)} of {report.target.macs_per_cycle} MACs per cycle)"
         lines.append(("cycles", f"{report.cycles:,}{use if report.utilisation else ''}"))
@@ -327,6 +392,22 @@ def summary(report: CompileReport) -> list[tuple[str, str]]:
         lines.append((metric, ", ".join(f"{row.stage} {row.text}" for row in rows)))
     lines.append(("verified", verdict(report.verify)))
     return lines
+
+
+def place_of(node: HostNode) -> str:
+    """Where a node of the host runs, for people."""
+    return node.side if node.side != "middle" else f"after entry {node.after}"
+
+
+def _turn(segment: SegmentRow) -> str:
+    if segment.on == ACCELERATOR:
+        return f"accelerator ({counted(len(segment.steps), 'step')})"
+    return f"host ({counted(len(segment.steps), 'node') if segment.steps else 'passes int8 on'})"
+
+
+def counted(count: int, what: str) -> str:
+    """`1 node`, `2 nodes`."""
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def verdict(verify: VerifyFacts | None) -> str:

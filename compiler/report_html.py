@@ -7,7 +7,18 @@ from collections.abc import Sequence
 from html import escape
 
 from compiler import page
-from compiler.report import AccuracyRow, CompileReport, HostNode, LayerRow, MapEntry, percent, summary
+from compiler.report import (
+    AccuracyRow,
+    CompileReport,
+    CutRow,
+    HostNode,
+    LayerRow,
+    MapEntry,
+    SegmentRow,
+    percent,
+    place_of,
+    summary,
+)
 
 
 def to_html(report: CompileReport) -> str:
@@ -45,6 +56,11 @@ def to_html(report: CompileReport) -> str:
         page.section("Accuracy", _accuracy(report.accuracy)),
         page.section(
             "On the host", _host(report.host_nodes), "Nodes that the accelerator leaves to the processor beside it."
+        ),
+        page.section(
+            "In turn",
+            _turns(report.segments),
+            "What runs where in one inference, in this order, and the real value of each int8 q that passes a cut.",
         ),
         page.section("Layers", _layers(report.layers)),
         page.section("Passes", _passes(report)),
@@ -145,7 +161,25 @@ def _accuracy(rows: Sequence[AccuracyRow]) -> str:
 
 
 def _host(nodes: Sequence[HostNode]) -> str:
-    return page.table(("node", "op", "side", "reason"), [(n.name, n.op, n.side, n.reason) for n in nodes])
+    rows = [(n.name, n.op, place_of(n), f"{n.macs:,}" if n.macs else "", n.reason) for n in nodes]
+    return page.table(("node", "op", "where", "MACs", "reason"), rows, (3,))
+
+
+def _turns(segments: Sequence[SegmentRow]) -> str:
+    """What runs where, and how numbers change at each cut."""
+    rows = []
+    for index, turn in enumerate(segments, start=1):
+        cycles = "" if turn.cycles is None else f"{turn.cycles:,}"
+        takes, gives = ("; ".join(map(_cut, cuts)) for cuts in (turn.inputs, turn.outputs))
+        rows.append((str(index), turn.on, str(len(turn.steps)), f"{turn.macs:,}", cycles, takes, gives))
+    head = ("", "on", "steps", "MACs", "cycles", "quantized before", "dequantized after")
+    return page.table(head, rows, (0, 2, 3, 4))
+
+
+def _cut(cut: CutRow) -> str:
+    how = "as it is" if cut.value is None else f"{cut.scale:.6g} * (q {'+' if cut.zero_point < 0 else '-'} "
+    end = "" if cut.value is None else f"{abs(cut.zero_point)})"
+    return f"{cut.tensor} [{page.shape_text(cut.shape)}]: {how}{end}"
 
 
 def _layers(layers: Sequence[LayerRow]) -> str:

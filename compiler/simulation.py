@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from backends.layers import LayerGraph
 from backends.reference import interpreter
 from compiler import artefact
+from compiler.host import Host, Inference, joined
 from compiler.report import VerifyFacts
-from hw.timing import program_cycles
 from sim import verify as judge
-from sim.driver import Accelerator, infer
+from sim.driver import Accelerator, enter, infer
 from sim.harness import Harness
-from sim.program import Program
+from sim.program import Entry, Program
 from sim.verilator import MisbehaviourError
 
 Maps = dict[str, NDArray[np.int8]]
@@ -41,49 +41,52 @@ class Simulation:
     accelerator: Accelerator
     program: Program
 
-    def infer(self, inputs: Maps, progress: Progress | None = None) -> Maps:
+    def infer(
+        self, host: Host, samples: Mapping[str, NDArray[np.float32]], progress: Progress | None = None
+    ) -> Inference:
         """Run whole networks, sample after sample; every cycle counter is compared with the schedule.
 
         Args:
-            inputs: int8 [N, C, H, W] by tensor name.
-
-        Returns:
-            int8 [N, C, H, W] of each output.
+            host: Of the network.
+            samples: float32 [N, ...] by network input.
 
         Raises:
             CycleError: A counter differs from the schedule.
         """
-        total = len(next(iter(inputs.values())))
-        rows: list[Maps] = []
+        total = len(next(iter(samples.values())))
+        rows: list[Inference] = []
         for index in range(total):
-            outputs, cycles = infer(self.accelerator, self.program, self._sample(inputs, index))
-            if late := self.wrong_cycles(cycles):
-                raise CycleError("; ".join(late[:_SHOWN]))
-            rows.append(outputs)
+            rows.append(host.run({name: values[index : index + 1] for name, values in samples.items()}, self._enter))
             if progress:
                 progress("simulate", index + 1, total)
-        return {name: np.stack([row[name] for row in rows]) for name in self.program.outputs}
+        return joined(rows)
 
     @property
     def cycles(self) -> int:
-        """Of one whole run, from start to done, as scheduled."""
-        return program_cycles(self.program.config, [info.cycles or 0 for info in self.program.instructions])
+        """Of one whole inference, from start to done of each entry, as scheduled."""
+        return self.program.cycles or 0
 
-    def wrong_cycles(self, cycles: int) -> list[str]:
-        """Sentences about the last whole run, which took `cycles`: instructions and total that are not as scheduled."""
-        counters = self.accelerator.counters(0, self.program.pc_end)
+    def wrong_cycles(self, cycles: int, entry: Entry | None = None) -> list[str]:
+        """Sentences about the last run of an entry (or of all), which took `cycles`: what is not as scheduled."""
+        first, end = (entry.pc_start, entry.pc_end) if entry else (0, self.program.pc_end)
+        expected = self.program.cycles_of(first, end) if entry else self.program.cycles
+        counters = self.accelerator.counters(first, end)
         wrong = [
             str(judge.CycleMismatch(info.pc, info.layer, info.cycles, got))
-            for info, got in zip(self.program.instructions, counters, strict=True)
+            for info, got in zip(self.program.instructions[first:end], counters, strict=True)
             if info.cycles is not None and info.cycles != got
         ]
-        if cycles != self.cycles:
-            wrong.append(f"the whole run took {cycles} cycles, expected {self.cycles}")
+        if expected is not None and cycles != expected:
+            wrong.append(f"the whole run took {cycles} cycles, expected {expected}")
         return wrong
 
-    def _sample(self, inputs: Maps, index: int) -> dict[str, NDArray[np.int8]]:
-        """One sample, in the shapes that the program stores."""
-        return {name: inputs[name][index].reshape(place.shape) for name, place in self.program.inputs.items()}
+    def _enter(self, index: int, tensors: Maps) -> Maps:
+        """One sample through one segment."""
+        entry, one = self.program.entries[index], {name: values[0] for name, values in tensors.items()}
+        outputs, cycles = enter(self.accelerator, self.program, entry, one)
+        if late := self.wrong_cycles(cycles, entry):
+            raise CycleError("; ".join(late[:_SHOWN]))
+        return {name: values[None] for name, values in outputs.items()}
 
 
 @contextmanager
@@ -123,11 +126,12 @@ def verify(
 
     Args:
         folder: An artefact.
-        graph: The integers that it stands for.
-        samples: int8 [N, C, H, W] of each input; N may be 0.
+        graph: The integers that it stands for, of all entries.
+        samples: int8 [N, C, H, W] of each input, as the host sends them when every cut before holds the reference's
+            integers; N may be 0.
         random: How many random inputs are added.
     """
-    inputs = _with_random(graph, samples, random)
+    inputs = with_random(graph, samples, random)
     total = len(next(iter(inputs.values())))
     found: list[judge.Verdict] = []
     mismatches: list[judge.Mismatch] = []
@@ -176,7 +180,7 @@ def _facts(
     )
 
 
-def _with_random(graph: LayerGraph, samples: Maps, random: int) -> Maps:
+def with_random(graph: LayerGraph, samples: Maps, random: int) -> Maps:
     """The samples, then `random` inputs of uniform bytes."""
     generator = np.random.default_rng(_SEED)
     noise = {t.name: generator.integers(-128, 128, (random, *t.shape), np.int8) for t in graph.inputs}

@@ -13,9 +13,9 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from compiler import artefact
+from compiler import artefact, turns
 from compiler.artefact import ArtefactError, Manifest, damaged
-from compiler.host import Host, host_of
+from compiler.host import Host, Inference, host_of
 from compiler.lowering import Lowered, lower
 from compiler.partition import partition
 
@@ -46,7 +46,7 @@ class Stored:
     warnings: tuple[str, ...]
 
     def samples(self) -> Maps:
-        """The kept calibration samples, int8 [N, C, H, W] by input tensor of the graph."""
+        """The kept calibration samples, int8 [N, C, H, W] of everything that the host sends, by tensor name."""
         path = self.folder / artefact.SAMPLES
         try:
             with np.load(path, allow_pickle=False) as file:
@@ -66,19 +66,26 @@ def serialized(model: ir.Model) -> bytes:
 
 def write_network(folder: Path, model: ir.Model, quantized: ir.Model, lowered: Lowered) -> None:
     """Write the float and quantized network, and what the host runs."""
-    files = {artefact.FLOAT: model, artefact.MODEL: quantized, artefact.HEAD: lowered.head, artefact.TAIL: lowered.tail}
-    for name, part in files.items():
+    parts = (*(segment.host for segment in lowered.segments), lowered.tail)
+    files = {artefact.host_file(turn, len(parts) - 1): part for turn, part in enumerate(parts)}
+    for name, part in ({artefact.FLOAT: model, artefact.MODEL: quantized} | files).items():
         if part is not None:
             (folder / name).write_bytes(serialized(part))
+    (folder / artefact.SEGMENTS).write_text(turns.to_json(lowered, quantized), encoding="utf-8")
 
 
 def write_samples(folder: Path, lowered: Lowered, model: ir.Model, samples: Mapping[str, NDArray[np.generic]]) -> Maps:
-    """Write the first samples as the accelerator's inputs; they, int8 [N, C, H, W] by tensor name."""
+    """Write everything that the host sends for the first samples; it, int8 [N, C, H, W] by tensor name."""
     few = {name: values[:SAMPLES_KEPT].astype(np.float32) for name, values in samples.items()}
-    inputs = host_of(lowered, model).prepare(few)
-    arrays = {f"input{i}": inputs[tensor.name] for i, tensor in enumerate(lowered.graph.inputs)}
+    inputs = sent(lowered, host_of(lowered, model).reference(few))
+    arrays = {f"input{i}": values for i, values in enumerate(inputs.values())}
     np.savez_compressed(folder / artefact.SAMPLES, **arrays)  # type: ignore[arg-type]
     return inputs
+
+
+def sent(lowered: Lowered, inference: Inference) -> Maps:
+    """Of what crossed the cuts, what the host quantized; in the order of the graph's inputs."""
+    return {tensor.name: inference.tensors[tensor.name] for tensor in lowered.graph.inputs}
 
 
 def open_artefact(folder: Path) -> Stored:

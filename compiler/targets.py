@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -67,8 +67,8 @@ class Plan(Protocol):
     """A network that is scheduled for a target, before anything is written."""
 
     @property
-    def steps(self) -> tuple[Step, ...]:
-        """In order of execution."""
+    def steps(self) -> tuple[tuple[Step, ...], ...]:
+        """Of each segment, in order of execution."""
 
     @property
     def estimate(self) -> Estimate:
@@ -81,8 +81,13 @@ class Plan(Protocol):
             DoesNotFitError: The target's memories are too small; names the layer.
         """
 
-    def build(self, folder: Path) -> None:
-        """Write the target's files into an artefact."""
+    def build(self, folder: Path, order: Sequence[str]) -> None:
+        """Write the target's files into an artefact.
+
+        Args:
+            folder: The artefact.
+            order: What host and target do in turn, a sentence for each, for who writes a host program.
+        """
 
 
 class Target(Protocol):
@@ -99,11 +104,18 @@ class Target(Protocol):
     def facts(self) -> TargetFacts:
         """For report and manifest."""
 
-    def plan(self, graph: LayerGraph) -> Plan:
-        """Schedule.
+    def check(self, graphs: Sequence[LayerGraph]) -> None:
+        """Look for layers that the target cannot execute.
 
         Raises:
-            UnsupportedOpError: With every layer that the target cannot execute.
+            UnsupportedOpError: With every such layer.
+        """
+
+    def plan(self, graphs: Sequence[LayerGraph]) -> Plan:
+        """Schedule segments, which the host enters in this order.
+
+        Raises:
+            UnsupportedOpError: As `check`.
         """
 
 
@@ -131,21 +143,21 @@ def make(options: Choices) -> Target:
 class ReferencePlan:
     """Every layer alone, in numpy."""
 
-    graph: LayerGraph
+    graphs: Sequence[LayerGraph]
 
     @property
-    def steps(self) -> tuple[Step, ...]:
-        return costs.steps_of(self.graph)
+    def steps(self) -> tuple[tuple[Step, ...], ...]:
+        return tuple(costs.steps_of(graph) for graph in self.graphs)
 
     @property
     def estimate(self) -> Estimate:
-        work = sum(map(macs, self.graph.layers))
-        return Estimate(macs=work, weight_bytes=sum(map(costs.weight_bytes, self.graph.layers)))
+        layers = [layer for graph in self.graphs for layer in graph.layers]
+        return Estimate(macs=sum(map(macs, layers)), weight_bytes=sum(map(costs.weight_bytes, layers)))
 
     def program(self) -> None:
         return None
 
-    def build(self, folder: Path) -> None:
+    def build(self, folder: Path, order: Sequence[str]) -> None:
         """Nothing: the quantized model is the artefact."""
 
 
@@ -159,22 +171,28 @@ class Reference:
     def facts(self) -> TargetFacts:
         return TargetFacts("reference")
 
-    def plan(self, graph: LayerGraph) -> ReferencePlan:
-        return ReferencePlan(graph)
+    def check(self, graphs: Sequence[LayerGraph]) -> None:
+        """It executes all layers."""
+
+    def plan(self, graphs: Sequence[LayerGraph]) -> ReferencePlan:
+        return ReferencePlan(graphs)
 
 
 @dataclass(frozen=True, eq=False)
 class FpgaPlan:
-    """A network that is scheduled for an accelerator."""
+    """A network that is scheduled for an accelerator: one plan for each entry."""
 
-    planned: fpga_program.Plan
+    planned: tuple[fpga_program.Plan, ...]
     config: AcceleratorConfig
 
     @property
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> tuple[tuple[Step, ...], ...]:
         return tuple(
-            Step(c.name, c.layers, c.tensor, c.cycles, c.instructions, c.activation_bytes, c.multipliers)
-            for c in operation_costs(self.planned, self.config)
+            tuple(
+                Step(c.name, c.layers, c.tensor, c.cycles, c.instructions, c.activation_bytes, c.multipliers)
+                for c in operation_costs(planned, self.config)
+            )
+            for planned in self.planned
         )
 
     @property
@@ -188,11 +206,10 @@ class FpgaPlan:
     def program(self) -> Program:
         return self._placed
 
-    def build(self, folder: Path) -> None:
+    def build(self, folder: Path, order: Sequence[str]) -> None:
         emit(self._placed, folder)
-        graph = self.planned.graph
-        scales = {tensor.name: (tensor.scale, tensor.zero_point) for tensor in (*graph.inputs, *graph.outputs)}
-        emit_host(self._placed, folder, scales)
+        tensors = [t for planned in self.planned for t in (*planned.graph.inputs, *planned.graph.outputs)]
+        emit_host(self._placed, folder, {t.name: (t.scale, t.zero_point) for t in tensors}, order)
 
 
 @dataclass(frozen=True)
@@ -217,10 +234,13 @@ class Fpga:
             config_id=f"{config.config_id:#010x}",
         )
 
-    def plan(self, graph: LayerGraph) -> FpgaPlan:
+    def check(self, graphs: Sequence[LayerGraph]) -> None:
+        raise_unsupported(FpgaBackend(self.config), [layer for graph in graphs for layer in graph.layers])
+
+    def plan(self, graphs: Sequence[LayerGraph]) -> FpgaPlan:
+        self.check(graphs)
         options = Options(dense=self.dense)
-        raise_unsupported(FpgaBackend(self.config, options), graph)
-        return FpgaPlan(fpga_program.make_plan(graph, self.config, options), self.config)
+        return FpgaPlan(tuple(fpga_program.make_plan(graph, self.config, options) for graph in graphs), self.config)
 
 
 def _config(options: Choices) -> AcceleratorConfig:

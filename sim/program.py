@@ -16,7 +16,8 @@ from hw.isa import Memory, memory_shape
 from hw.timing import program_cycles
 
 PROGRAM_FILE = "program.json"
-FORMAT = 1
+FORMAT, FORMAT_ENTRIES = 1, 2
+"""With one entry, and with several: who knows only the first must not run a part of the network."""
 BEAT_BYTES = 4
 
 Json = dict[str, Any]
@@ -53,6 +54,21 @@ class LayerInfo:
 
 
 @dataclass(frozen=True)
+class Entry:
+    """Instructions [pc_start, pc_end) that run in one go. Nothing in the activation memory outlives them.
+
+    Attributes:
+        inputs: LayerGraph tensor name -> where the host writes it before the first instruction.
+        outputs: LayerGraph tensor name -> where the host reads it after the last instruction.
+    """
+
+    pc_start: int
+    pc_end: int
+    inputs: Mapping[str, TensorDescriptor]
+    outputs: Mapping[str, TensorDescriptor]
+
+
+@dataclass(frozen=True)
 class Program:
     """Everything the host needs to run a network on the accelerator.
 
@@ -61,22 +77,37 @@ class Program:
         images: Words of each memory (packed, see hw.isa.Layout), from word 0 on; not TENSOR.
         instructions: In the order of their pc, 0, 1, 2, ...
         layers: In the order of execution; their pc ranges follow each other without gaps.
-        inputs: LayerGraph tensor name -> where the host writes it.
-        outputs: LayerGraph tensor name -> where the host reads it after the last instruction.
+        entries: In the order of execution; their pc ranges follow each other without gaps. What an entry needs of an
+            earlier one is an output there and an input here: it passes through the host.
     """
 
     config: AcceleratorConfig
     images: Mapping[Memory, Sequence[int]]
     instructions: tuple[InstructionInfo, ...]
     layers: tuple[LayerInfo, ...]
-    inputs: Mapping[str, TensorDescriptor]
-    outputs: Mapping[str, TensorDescriptor]
+    entries: tuple[Entry, ...]
 
     def __post_init__(self) -> None:
         _check_images(self.config, self.images)
         _check_instructions(self)
         _check_layers(self)
+        _check_entries(self)
         _check_tensors(self)
+
+    @property
+    def inputs(self) -> dict[str, TensorDescriptor]:
+        """What the host writes and no earlier entry gave: tensor name -> where in the first entry that takes it."""
+        found: dict[str, TensorDescriptor] = {}
+        given: set[str] = set()
+        for entry in self.entries:
+            found = {name: place for name, place in entry.inputs.items() if name not in given} | found
+            given |= set(entry.outputs)
+        return {name: found[name] for entry in self.entries for name in entry.inputs if name in found}
+
+    @property
+    def outputs(self) -> dict[str, TensorDescriptor]:
+        """What the host reads: tensor name -> where after its entry."""
+        return {name: place for entry in self.entries for name, place in entry.outputs.items()}
 
     @property
     def pc_end(self) -> int:
@@ -85,11 +116,18 @@ class Program:
 
     @property
     def cycles(self) -> int | None:
-        """Expected cycles of one whole run, what CYCLES must show; None when an instruction makes no claim."""
-        return self.cycles_of(0, self.pc_end)
+        """Expected cycles of all entries, what CYCLES must show; None when an instruction makes no claim."""
+        cycles = [self.cycles_of(entry.pc_start, entry.pc_end) for entry in self.entries]
+        return None if None in cycles else sum(c for c in cycles if c is not None)
+
+    def layers_of(self, entry: Entry) -> tuple[LayerInfo, ...]:
+        """The layers that run in an entry."""
+        return tuple(layer for layer in self.layers if entry.pc_start <= layer.pc_start < entry.pc_end)
 
     def cycles_of(self, pc_start: int, pc_end: int) -> int | None:
         """Expected cycles of a run of [pc_start, pc_end): neighbours overlap, so less than the sum of theirs."""
+        if pc_start == pc_end:
+            return 0
         cycles = [i.cycles for i in self.instructions[pc_start:pc_end] if i.cycles is not None]
         return program_cycles(self.config, cycles) if len(cycles) == pc_end - pc_start else None
 
@@ -175,9 +213,23 @@ def _check_layers(program: Program) -> None:
         raise ProgramError(f"the layers end at pc {pc}, the program at {program.pc_end}")
 
 
+def _check_entries(program: Program) -> None:
+    pc = 0
+    for index, entry in enumerate(program.entries):
+        if entry.pc_start != pc or entry.pc_end < pc:
+            raise ProgramError(f"entry {index}: [{entry.pc_start}, {entry.pc_end}) does not follow pc {pc}")
+        if any(layer.pc_start < entry.pc_end < layer.pc_end for layer in program.layers):
+            raise ProgramError(f"entry {index}: pc {entry.pc_end} is in the middle of a layer")
+        pc = entry.pc_end
+    if pc != program.pc_end:
+        raise ProgramError(f"the entries end at pc {pc}, the program at {program.pc_end}")
+
+
 def _check_tensors(program: Program) -> None:
-    named = {**program.inputs, **program.outputs, **{layer.tensor: layer.descriptor for layer in program.layers}}
-    for name, descriptor in named.items():
+    named = [(layer.tensor, layer.descriptor) for layer in program.layers]
+    for entry in program.entries:
+        named += [*entry.inputs.items(), *entry.outputs.items()]
+    for name, descriptor in named:
         last = max(int(descriptor.addresses(program.config.rows)[0].max()), 0)
         if last >= program.config.activation_words:
             raise ProgramError(
@@ -186,35 +238,58 @@ def _check_tensors(program: Program) -> None:
 
 
 def _to_json(program: Program) -> dict[str, object]:
+    entries = [_entry_to_json(entry) for entry in program.entries]
+    is_one = len(entries) == 1
     return {
-        "format": FORMAT,
+        "format": FORMAT if is_one else FORMAT_ENTRIES,
         "abi_version": ABI_VERSION,
         "config_id": program.config.config_id,
         "config": asdict(program.config),
         "images": {m.name.lower(): len(words) for m, words in sorted(program.images.items())},
         "instructions": [asdict(i) for i in program.instructions],
         "layers": [asdict(layer) for layer in program.layers],
-        "inputs": {name: asdict(d) for name, d in program.inputs.items()},
-        "outputs": {name: asdict(d) for name, d in program.outputs.items()},
+        **(entries[0] if is_one else {"entries": [{**_range(e), **j} for e, j in zip(program.entries, entries)]}),
     }
 
 
+def _entry_to_json(entry: Entry) -> Json:
+    return {
+        "inputs": {name: asdict(d) for name, d in entry.inputs.items()},
+        "outputs": {name: asdict(d) for name, d in entry.outputs.items()},
+    }
+
+
+def _range(entry: Entry) -> Json:
+    return {"pc_start": entry.pc_start, "pc_end": entry.pc_end}
+
+
 def _from_json(data: Json, folder: Path) -> Program:
-    if data["format"] != FORMAT or data["abi_version"] != ABI_VERSION:
+    if data["format"] not in (FORMAT, FORMAT_ENTRIES) or data["abi_version"] != ABI_VERSION:
         raise ProgramError(
-            f"format {data['format']}, ABI {data['abi_version']}: this edgec reads {FORMAT} and {ABI_VERSION}"
+            f"format {data['format']}, ABI {data['abi_version']}: this edgec reads formats {FORMAT} and "
+            f"{FORMAT_ENTRIES}, ABI {ABI_VERSION}"
         )
     config = AcceleratorConfig(**data["config"])
     if config.config_id != data["config_id"]:
         raise ProgramError("config_id does not belong to config: the file was changed")
+    instructions = tuple(InstructionInfo(**i) for i in data["instructions"])
+    whole = {**data, "pc_start": 0, "pc_end": len(instructions)}
     return Program(
         config=config,
         images={Memory[name.upper()]: _read_image(config, Memory[name.upper()], count, folder)
                 for name, count in data["images"].items()},
-        instructions=tuple(InstructionInfo(**i) for i in data["instructions"]),
+        instructions=instructions,
         layers=tuple(
             LayerInfo(**{**layer, "descriptor": _descriptor(layer["descriptor"])}) for layer in data["layers"]
         ),
+        entries=tuple(_entry(entry) for entry in (data["entries"] if data["format"] == FORMAT_ENTRIES else [whole])),
+    )
+
+
+def _entry(data: Json) -> Entry:
+    return Entry(
+        pc_start=data["pc_start"],
+        pc_end=data["pc_end"],
         inputs={name: _descriptor(d) for name, d in data["inputs"].items()},
         outputs={name: _descriptor(d) for name, d in data["outputs"].items()},
     )

@@ -88,8 +88,9 @@ def compare(layer: str, expected: NDArray[np.int8], got: NDArray[np.int8]) -> Mi
 def verify(accelerator: Accelerator, program: Program, reference: Tensors) -> Verdict:
     """Run the (loaded) program layer by layer and compare every tensor that it stores.
 
-    After the instructions of a layer its tensor is read back through its descriptor. The inputs are read back
-    before, the outputs after the last layer: nothing may overwrite them in between. Instructions of different layers
+    After the instructions of a layer its tensor is read back through its descriptor. The inputs of an entry are read
+    back before, its outputs after its last layer: nothing may overwrite them in between. Every entry gets the
+    reference's inputs, so its layers are judged whatever the entries before it gave. Instructions of different layers
     do not overlap here as they do in a whole run; `infer` shows that.
 
     Args:
@@ -104,20 +105,21 @@ def verify(accelerator: Accelerator, program: Program, reference: Tensors) -> Ve
     """
     _require_tensors(program, reference)
     mismatches: list[Mismatch | None] = []
-    for name, descriptor in program.inputs.items():
-        accelerator.write_tensor(descriptor, _shaped(reference, name, descriptor))
-        mismatches.append(_check(accelerator, f"input {name}", name, descriptor, reference))
     cycle_mismatches: list[CycleMismatch] = []
-    for layer in program.layers:
-        try:
-            accelerator.run_program(program, layer.pc_start, layer.pc_end)
-            mismatches.append(_check(accelerator, layer.name, layer.tensor, layer.descriptor, reference))
-            cycle_mismatches += _check_cycles(accelerator, program, layer)
-        except MisbehaviourError as error:
-            before = [str(mismatch) for mismatch in mismatches if mismatch]
-            raise MisbehaviourError("\n".join([*before, f"layer {layer.name!r}: {error}"])) from error
-    for name, descriptor in program.outputs.items():
-        mismatches.append(_check(accelerator, f"output {name}", name, descriptor, reference))
+    for entry in program.entries:
+        for name, descriptor in entry.inputs.items():
+            accelerator.write_tensor(descriptor, _shaped(reference, name, descriptor))
+            mismatches.append(_check(accelerator, f"input {name}", name, descriptor, reference))
+        for layer in program.layers_of(entry):
+            try:
+                accelerator.run_program(program, layer.pc_start, layer.pc_end)
+                mismatches.append(_check(accelerator, layer.name, layer.tensor, layer.descriptor, reference))
+                cycle_mismatches += _check_cycles(accelerator, program, layer)
+            except MisbehaviourError as error:
+                before = [str(mismatch) for mismatch in mismatches if mismatch]
+                raise MisbehaviourError("\n".join([*before, f"layer {layer.name!r}: {error}"])) from error
+        for name, descriptor in entry.outputs.items():
+            mismatches.append(_check(accelerator, f"output {name}", name, descriptor, reference))
     return Verdict(
         mismatches=tuple(m for m in mismatches if m),
         cycle_mismatches=tuple(cycle_mismatches),
@@ -128,7 +130,8 @@ def verify(accelerator: Accelerator, program: Program, reference: Tensors) -> Ve
 
 
 def _compared(program: Program) -> list[TensorDescriptor]:
-    return [*program.inputs.values(), *(layer.descriptor for layer in program.layers), *program.outputs.values()]
+    ends = [place for entry in program.entries for place in (*entry.inputs.values(), *entry.outputs.values())]
+    return [*(layer.descriptor for layer in program.layers), *ends]
 
 
 def _require_tensors(program: Program, reference: Tensors) -> None:

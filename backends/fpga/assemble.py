@@ -43,27 +43,41 @@ class _Pool:
         return self.starts[key]
 
 
-def assemble(steps: Sequence[Step], bases: Mapping[str, int], config: AcceleratorConfig) -> dict[Memory, list[int]]:
+@dataclass(frozen=True)
+class Section:
+    """Steps that share one allocation of the activation memory.
+
+    Attributes:
+        steps: In order of execution.
+        bases: Base address of each of their tensors.
+    """
+
+    steps: tuple[Step, ...]
+    bases: Mapping[str, int]
+
+
+def assemble(sections: Sequence[Section], config: AcceleratorConfig) -> dict[Memory, list[int]]:
     """The memory images.
 
     Args:
-        steps: In order of execution; step i is instruction i.
-        bases: Base address of each tensor.
+        sections: In order of execution; step i of all of them is instruction i.
         config: The accelerator.
 
     Raises:
         DoesNotFitError: A memory is too small, or a value too large for its field.
     """
+    steps = [step for section in sections for step in section.steps]
     starts, weights = _weights(steps, config)
     pools = {m: _Pool() for m in (Memory.PARAMETER, Memory.BLOCK, Memory.TAP, Memory.TABLE)}
     program = []
-    for step in steps:
-        try:
-            program.append(_instruction(step, bases, starts, pools, config))
-        except DoesNotFitError:
-            raise
-        except ValueError as error:
-            raise DoesNotFitError(f"layer '{step.operation}': {error}") from error
+    for section in sections:
+        for step in section.steps:
+            try:
+                program.append(_instruction(step, section.bases, starts, pools, config))
+            except DoesNotFitError:
+                raise
+            except ValueError as error:
+                raise DoesNotFitError(f"layer '{step.operation}': {error}") from error
     check_capacity(Memory.PROGRAM, len(program), steps[-1].operation if steps else "", config)
     images = {memory: pool.words for memory, pool in pools.items()}
     return {**images, Memory.WEIGHT: weights, Memory.PROGRAM: program}

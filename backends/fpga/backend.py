@@ -53,13 +53,13 @@ class FpgaBackend:
         Raises:
             DoesNotFitError: The network is too large for the accelerator.
         """
-        return place(make_plan(graph, self.config, self.options), self.config)
+        return place([make_plan(graph, self.config, self.options)], self.config)
 
     def build(self, graph: LayerGraph, folder: Path) -> Build:
         """Write `rtl/accelerator.v` and `program/`."""
         plan = make_plan(graph, self.config, self.options)
-        files = emit(place(plan, self.config), folder)
-        return Build(self.name, folder, tuple(folder / file for file in files), estimate(plan, self.config))
+        files = emit(place([plan], self.config), folder)
+        return Build(self.name, folder, tuple(folder / file for file in files), estimate([plan], self.config))
 
     def run(self, build: Build, inputs: Mapping[str, NDArray[np.int8]]) -> Tensors:
         """Simulate the built accelerator in Verilator on int8 [N, C, H, W] inputs."""

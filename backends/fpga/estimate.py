@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from backends.base import Estimate
@@ -55,14 +56,14 @@ def operation_costs(plan: Plan, config: AcceleratorConfig) -> tuple[OperationCos
     )
 
 
-def estimate(plan: Plan, config: AcceleratorConfig) -> Estimate:
-    """The whole network. Weight bytes are those of the streams as stored, without their flags."""
-    steps = [step for group in plan.steps for step in group]
-    distinct = {stream.to_bytes(): stream.weights.size for step in steps for stream in step.streams}
+def estimate(plans: Sequence[Plan], config: AcceleratorConfig) -> Estimate:
+    """The whole network, all its entries. Weight bytes are those of the streams as stored, without their flags."""
+    steps = [[step for group in plan.steps for step in group] for plan in plans]
+    distinct = {s.to_bytes(): s.weights.size for entry in steps for step in entry for s in step.streams}
     return Estimate(
-        macs=sum(macs(layer) for layer in plan.graph.layers),
+        macs=sum(macs(layer) for plan in plans for layer in plan.graph.layers),
         weight_bytes=sum(distinct.values()),
-        cycles=program_cycles(config, [step.cycles for step in steps]) if steps else 0,
+        cycles=sum(program_cycles(config, [step.cycles for step in entry]) for entry in steps if entry),
         multipliers=multipliers(config),
     )
 

@@ -1,21 +1,23 @@
-"""All phases in a row: a LayerGraph becomes a Program."""
+"""All phases in a row: a LayerGraph, or several that the host enters in turn, become a Program."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from backends.base import DoesNotFitError
 from backends.fpga.allocate import allocate, needed_words, peak_words
-from backends.fpga.assemble import assemble
+from backends.fpga.assemble import Section, assemble
 from backends.fpga.fold import Operation, flatten_inputs, fold
 from backends.fpga.layout import Layouts, plan
 from backends.fpga.schedule import Options, schedule
 from backends.fpga.steps import Step
 from backends.layers import LayerGraph
 from hw.config import AcceleratorConfig
+from hw.descriptor import TensorDescriptor
 from hw.isa import Memory, memory_shape
-from sim.program import InstructionInfo, LayerInfo, Program
+from sim.program import Entry, InstructionInfo, LayerInfo, Program
 
 _ROOMY = 1 << 20
 """Words of a memory that is large enough to find out what is needed."""
@@ -32,7 +34,7 @@ MEMORY_NAMES = {
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """A scheduled graph that has no addresses yet.
+    """A scheduled graph that has no addresses yet: one entry of a program.
 
     Attributes:
         graph: With input maps as they are stored.
@@ -63,33 +65,39 @@ def make_plan(graph: LayerGraph, config: AcceleratorConfig, options: Options | N
     return Plan(graph, operations, layouts, steps, peak_words(graph, operations, layouts.maps))
 
 
-def build_program(graph: LayerGraph, config: AcceleratorConfig, options: Options | None = None) -> Program:
-    """Compile a graph for an accelerator.
+def build_program(
+    graph: LayerGraph | Sequence[LayerGraph], config: AcceleratorConfig, options: Options | None = None
+) -> Program:
+    """Compile a graph for an accelerator, or several that the host enters one after the other.
 
     Raises:
         DoesNotFitError: The accelerator's memories or fields are too small; it names the layer.
     """
-    return place(make_plan(graph, config, options), config)
+    graphs = [graph] if isinstance(graph, LayerGraph) else graph
+    return place([make_plan(graph, config, options) for graph in graphs], config)
 
 
-def place(planned: Plan, config: AcceleratorConfig) -> Program:
-    """Give a plan its addresses, and pack its images.
+def place(plans: Sequence[Plan], config: AcceleratorConfig) -> Program:
+    """Give plans their addresses, and pack the images that they share.
+
+    The plans are entries of one program. Each has the activation memory to itself; equal weights, parameters, taps and
+    tables are stored once for all of them.
 
     Raises:
         DoesNotFitError: It names the first layer that does not fit, and all memories that must grow.
     """
     try:
-        return _place(planned, config)
+        return _place(plans, config)
     except DoesNotFitError as error:
-        if sizes := _lacking(planned, config):
+        if sizes := _lacking(plans, config):
             told = ",".join(f"{name}={size}" for name, size in sizes.items())
             error.add_note(f"remedy: --memory {told} (as it is, or added to yours), or a smaller network or input")
         raise
 
 
-def _lacking(planned: Plan, config: AcceleratorConfig) -> dict[str, int]:
-    """Sizes that --memory must name so that a plan fits: activations and weights in bytes, others in words."""
-    needed = needed_words(planned.graph, planned.operations, planned.layouts.maps)
+def _lacking(plans: Sequence[Plan], config: AcceleratorConfig) -> dict[str, int]:
+    """Sizes that --memory must name so that the plans fit: activations and weights in bytes, others in words."""
+    needed = max(needed_words(plan.graph, plan.operations, plan.layouts.maps) for plan in plans)
     needed = -(-needed // config.pixels) * config.pixels
     sizes = {"activations": needed * config.word_bits // 8} if needed > config.activation_words else {}
     roomy = replace(
@@ -103,7 +111,7 @@ def _lacking(planned: Plan, config: AcceleratorConfig) -> dict[str, int]:
         instructions=_ROOMY,
     )
     try:
-        images = _place(planned, roomy).images
+        images = _place(plans, roomy).images
     except DoesNotFitError:  # a field is too narrow: no memory helps
         return {}
     for memory, name in MEMORY_NAMES.items():
@@ -115,20 +123,30 @@ def _lacking(planned: Plan, config: AcceleratorConfig) -> dict[str, int]:
     return sizes
 
 
-def _place(planned: Plan, config: AcceleratorConfig) -> Program:
-    maps = planned.layouts.maps
-    bases = allocate(planned.graph, planned.operations, maps, config)
-    steps = [step for group in planned.steps for step in group]
-    descriptors = {name: maps[name].descriptor(base, config.rows) for name, base in bases.items()}
-    layers, pc = [], 0
-    for op, group in zip(planned.operations, planned.steps, strict=True):
-        layers.append(LayerInfo(op.name, pc, pc + len(group), op.output.name, descriptors[op.output.name]))
-        pc += len(group)
+def _place(plans: Sequence[Plan], config: AcceleratorConfig) -> Program:
+    sections: list[Section] = []
+    layers: list[LayerInfo] = []
+    entries: list[Entry] = []
+    for planned in plans:
+        maps, start = planned.layouts.maps, sum(len(section.steps) for section in sections)
+        bases = allocate(planned.graph, planned.operations, maps, config)
+        places = {name: maps[name].descriptor(base, config.rows) for name, base in bases.items()}
+        sections.append(Section(tuple(step for group in planned.steps for step in group), bases))
+        layers += _layers(planned, places, start)
+        inputs, outputs = ({t.name: places[t.name] for t in ts} for ts in (planned.graph.inputs, planned.graph.outputs))
+        entries.append(Entry(start, start + len(sections[-1].steps), inputs, outputs))
+    steps = [step for section in sections for step in section.steps]
     return Program(
         config=config,
-        images=assemble(steps, bases, config),
+        images=assemble(sections, config),
         instructions=tuple(InstructionInfo(pc, step.operation, step.cycles) for pc, step in enumerate(steps)),
         layers=tuple(layers),
-        inputs={t.name: descriptors[t.name] for t in planned.graph.inputs},
-        outputs={t.name: descriptors[t.name] for t in planned.graph.outputs},
+        entries=tuple(entries),
     )
+
+
+def _layers(planned: Plan, places: Mapping[str, TensorDescriptor], pc: int) -> Iterator[LayerInfo]:
+    """The layers of an entry that begins at instruction `pc`."""
+    for op, group in zip(planned.operations, planned.steps, strict=True):
+        yield LayerInfo(op.name, pc, pc + len(group), op.output.name, places[op.output.name])
+        pc += len(group)

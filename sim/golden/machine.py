@@ -274,21 +274,24 @@ def run_program(
 
     Args:
         program: With its images.
-        inputs: int8 [C, H, W] by tensor name.
+        inputs: int8 [C, H, W] of all that the host sends, by tensor name.
         seed: Of the initial contents of the activation memory.
 
     Returns:
-        int8 [C, H, W] of every stored tensor, read when its layer has finished, and of the outputs at the end.
+        int8 [C, H, W] of every stored tensor, read when its layer has finished, and of the outputs after their entry.
     """
     machine = Machine(program.config, seed)
     machine.load(program.images)
-    for name, descriptor in program.inputs.items():
-        machine.write_tensor(descriptor, inputs[name])
-    values = {}
-    for layer in program.layers:
-        machine.run(layer.pc_start, layer.pc_end)
-        values[layer.tensor] = machine.read_tensor(layer.descriptor)
-    return values | {name: machine.read_tensor(descriptor) for name, descriptor in program.outputs.items()}
+    values: dict[str, NDArray[np.int8]] = {}
+    outputs: dict[str, NDArray[np.int8]] = {}
+    for entry in program.entries:
+        for name, descriptor in entry.inputs.items():
+            machine.write_tensor(descriptor, outputs[name] if name in outputs else inputs[name])
+        for layer in program.layers_of(entry):
+            machine.run(layer.pc_start, layer.pc_end)
+            values[layer.tensor] = machine.read_tensor(layer.descriptor)
+        outputs |= {name: machine.read_tensor(descriptor) for name, descriptor in entry.outputs.items()}
+    return values | outputs
 
 
 def _channels(delta: NDArray[np.int64], end: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,5 +1,5 @@
 /* Runs the C driver against the simulation: the pipes to sim/harness.cpp are descriptors 3 (answers) and 4 (commands).
- * Standard input holds the inputs, standard output receives the cycles (4 bytes) and the outputs. */
+ * Standard input holds the inputs, standard output receives the cycles (4 bytes) and the outputs, entry by entry. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -65,25 +65,39 @@ static int wait_done(void *context) {
     return result[0] ? 0 : 94;
 }
 
-int main(int argc, char **argv) {
-    edgec_transport transport = {NULL, write_register, read_register, send_beats, receive_beats, wait_done};
+static int enter(const edgec_transport *transport, size_t index) {
+    const edgec_entry *entry = &edgec_program.entries[index];
     const int8_t *inputs[16];
     int8_t *outputs[16];
     uint32_t cycles = 0;
-    (void)argv;
-    if (argc > 1) transport.wait_done = NULL;
-    for (size_t i = 0; i < edgec_program.input_count; ++i) {
-        size_t bytes = edgec_bytes(&edgec_program.inputs[i]);
+    for (size_t i = 0; i < entry->input_count; ++i) {
+        size_t bytes = edgec_bytes(&entry->inputs[i]);
         void *buffer = calloc(bytes, 1);
         if (fread(buffer, 1, bytes, stdin) != bytes) return 95;
         inputs[i] = buffer;
     }
-    for (size_t i = 0; i < edgec_program.output_count; ++i) outputs[i] = calloc(edgec_bytes(&edgec_program.outputs[i]), 1);
-    int result = edgec_open(&transport, &edgec_program);
-    if (!result) result = edgec_infer(&transport, &edgec_program, inputs, outputs, &cycles);
+    for (size_t i = 0; i < entry->output_count; ++i) outputs[i] = calloc(edgec_bytes(&entry->outputs[i]), 1);
+    int result = edgec_program.entry_count == 1 ? edgec_infer(transport, &edgec_program, inputs, outputs, &cycles)
+                                                : edgec_enter(transport, &edgec_program, index, inputs, outputs, &cycles);
     if (result) return result;
     fwrite(&cycles, 4, 1, stdout);
-    for (size_t i = 0; i < edgec_program.output_count; ++i)
-        fwrite(outputs[i], 1, edgec_bytes(&edgec_program.outputs[i]), stdout);
+    for (size_t i = 0; i < entry->output_count; ++i) fwrite(outputs[i], 1, edgec_bytes(&entry->outputs[i]), stdout);
     return 0;
+}
+
+/* With several entries, edgec_infer and entries that do not exist must be refused. */
+static int refuses(const edgec_transport *transport) {
+    size_t count = edgec_program.entry_count;
+    if (edgec_enter(transport, &edgec_program, count, NULL, NULL, NULL) != EDGEC_OTHER_ENTRY) return 0;
+    return count == 1 || edgec_infer(transport, &edgec_program, NULL, NULL, NULL) == EDGEC_OTHER_ENTRY;
+}
+
+int main(int argc, char **argv) {
+    edgec_transport transport = {NULL, write_register, read_register, send_beats, receive_beats, wait_done};
+    (void)argv;
+    if (argc > 1) transport.wait_done = NULL;
+    int result = edgec_open(&transport, &edgec_program);
+    if (!result && !refuses(&transport)) result = 96;
+    for (size_t i = 0; !result && i < edgec_program.entry_count; ++i) result = enter(&transport, i);
+    return result;
 }

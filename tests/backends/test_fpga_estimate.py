@@ -45,6 +45,6 @@ def test_the_estimate_is_the_programs_cycles() -> None:
     plan = make_plan(graph, config)
     program = build_program(graph, config)
     cycles = [info.cycles for info in program.instructions if info.cycles is not None]
-    assert estimate(plan, config).cycles == program_cycles(config, cycles)
+    assert estimate([plan], config).cycles == program_cycles(config, cycles)
     assert sum(cost.cycles for cost in operation_costs(plan, config)) == sum(cycles)
     assert sum(cost.instructions for cost in operation_costs(plan, config)) == len(program.instructions)

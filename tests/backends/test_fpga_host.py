@@ -23,7 +23,7 @@ from hw.registers import Register
 from sim.harness import Harness
 from sim.program import Program
 from sim.verilator import build_harness
-from tests.support.random_layers import random_graph, random_inputs
+from tests.support.random_layers import halves, random_graph, random_inputs
 
 CONFIG = array_config(8, 2)
 MAIN = Path(__file__).with_name("host_main.c")
@@ -35,6 +35,14 @@ Tensors = dict[str, NDArray[np.int8]]
 def case(seed: int) -> tuple[Program, Tensors]:
     graph = random_graph(seed)
     return build_program(graph, CONFIG), run(graph, random_inputs(graph, seed), keep="all")
+
+
+def cut_case(seed: int) -> tuple[Program, Tensors]:
+    """The same in two entries; a tensor passes from one to the other."""
+    graph = random_graph(seed)
+    program = build_program(halves(graph, len(graph.layers) // 2), CONFIG)
+    assert set(program.entries[0].outputs) & set(program.entries[1].inputs)
+    return program, run(graph, random_inputs(graph, seed), keep="all")
 
 
 def compile_c(folder: Path) -> Path:
@@ -79,6 +87,20 @@ def test_c_driver_runs_a_network(tmp_path: Path, seed: int, arguments: tuple[str
 
 
 @pytest.mark.verilator
+def test_c_driver_enters_several_times(tmp_path: Path) -> None:
+    program, tensors = cut_case(4)
+    emit_host(program, tmp_path, steps=["Run middle1.onnx */."])
+    inputs = b"".join(padded(tensors[name]) for entry in program.entries for name in entry.inputs)
+    done = run_c(compile_c(tmp_path), build_harness(verilog(CONFIG)), inputs)
+    assert done.returncode == 0, done.stderr
+    expected = b""
+    for entry in program.entries:
+        expected += (program.cycles_of(entry.pc_start, entry.pc_end) or 0).to_bytes(4, "little")
+        expected += b"".join(padded(tensors[name]) for name in entry.outputs)
+    assert done.stdout == expected
+
+
+@pytest.mark.verilator
 def test_c_driver_refuses_other_hardware(tmp_path: Path) -> None:
     program, tensors = case(1)
     emit_host(replace(program, config=replace(CONFIG, acc_bits=25)), tmp_path)
@@ -88,7 +110,7 @@ def test_c_driver_refuses_other_hardware(tmp_path: Path) -> None:
 
 @pytest.fixture
 def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """host/edgec_driver.py as a board imports it; the artefact of seed 1 is in tmp_path."""
+    """host/edgec_driver.py as a board imports it; the program of seed 1 is in tmp_path."""
     program, _ = case(1)
     program.save(tmp_path / "program")
     emit_host(program, tmp_path)
@@ -113,6 +135,21 @@ def test_python_driver_runs_a_network(driver: ModuleType, tmp_path: Path) -> Non
 
 
 @pytest.mark.verilator
+def test_python_driver_enters_several_times(driver: ModuleType, tmp_path: Path) -> None:
+    program, tensors = cut_case(4)
+    program.save(tmp_path / "program")
+    with Harness.from_verilog(verilog(CONFIG)) as harness:
+        accelerator = driver.Accelerator(harness, tmp_path / "program")
+        with pytest.raises(driver.DriverError, match="the network enters the accelerator 2 times"):
+            accelerator.infer({})
+        for index, entry in enumerate(program.entries):
+            outputs, cycles = accelerator.enter(index, {name: values[0] for name, values in tensors.items()})
+            assert cycles == program.cycles_of(entry.pc_start, entry.pc_end)
+            for name, d in entry.outputs.items():
+                assert np.array_equal(outputs[name], tensors[name].reshape(d.shape))
+
+
+@pytest.mark.verilator
 def test_python_driver_refuses_other_hardware(driver: ModuleType, tmp_path: Path) -> None:
     file = tmp_path / "program" / "program.json"
     file.write_text(re.sub(r'"config_id": \d+', '"config_id": 17', file.read_text()))
@@ -132,7 +169,8 @@ def test_register_header_names_every_register() -> None:
 def test_network_header_survives_hostile_tensor_names() -> None:
     program, _ = case(1)
     place = next(iter(program.inputs.values()))
-    hostile = replace(program, inputs={"x*/\n#error\\": place})
+    entry = replace(program.entries[0], inputs={"x*/\n#error\\": place})
+    hostile = replace(program, entries=(entry,))
     header = network_header(hostile, {"x*/\n#error\\": (0.5, -3)})
     assert "#error" not in header
     assert "#define EDGEC_INPUT_0_SCALE 0.5\n#define EDGEC_INPUT_0_ZERO_POINT (-3)\n" in header

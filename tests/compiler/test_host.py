@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from backends.layers import Tensor
-from backends.reference import run
+from compiler.equivalence import verification_session
 from compiler.host import HostError, dequantize, host_of, quantize
 from compiler.lowering import lower
 from compiler.partition import partition
@@ -39,7 +39,7 @@ def test_the_tail_may_read_the_networks_input() -> None:
     model, x = graph.model(output), graph.samples()
     lowered = lower(model, partition(model))
     host = host_of(lowered, model)
-    result = host.finish(run(lowered.graph, host.prepare(x)), x)
+    result = host.reference(x).outputs
     assert list(result) == [output]
     assert result[output].shape == (4, 6)
     probabilities = result[output] - x["x"]
@@ -57,4 +57,59 @@ def test_wrong_samples_are_refused(samples: dict[str, np.ndarray], message: str)
     graph, output = _network()
     model = graph.model(output)
     with pytest.raises(HostError, match=message):
-        host_of(lower(model, partition(model)), model).prepare(samples)
+        host_of(lower(model, partition(model)), model).reference(samples)
+
+
+def test_values_without_a_batch_axis_pass_between_the_hosts_turns() -> None:
+    """The head's [3, 2] is read again by the tail; each sample has its own."""
+    graph = QuantizedGraph(1, 6, scale=None)
+    rows = graph.node("Softmax", graph.node("Reshape", "x", graph.constant(np.array([3, 2]))), axis=0)
+    y = graph.pair(graph.node("Gemm", graph.pair("x", 0.25, 3), graph.weights(6, 6), transB=1), 2.0, 0)
+    y = graph.node("Add", graph.node("Reshape", y, graph.constant(np.array([3, 2]))), rows)
+    mixed = graph.node("MatMul", y, graph.constant(np.eye(2, dtype=np.float32)[::-1]))
+    model, samples = graph.model(mixed), graph.samples()
+    lowered = lower(model, partition(model))
+    assert lowered.head is not None
+    assert [value.name for value in lowered.head.graph.outputs] == [rows]
+    (found,) = host_of(lowered, model).reference(samples).outputs.values()
+    session = verification_session(model)
+    expected = np.concatenate([session.run(None, {"x": x[None]})[0] for x in samples["x"]])
+    assert found.shape == (12, 2)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_each_node_of_the_host_runs_once() -> None:
+    """A node of the middle that later turns read, too: its value is handed on, not computed again."""
+    graph = QuantizedGraph(1, 6)
+    y = graph.pair(graph.node("Gemm", graph.x, graph.weights(6, 6), transB=1), 2.0, 0)
+    once = graph.node("Softmax", y, axis=1)
+    y = graph.pair(graph.node("Gemm", graph.pair(once, 1 / 256, -128), graph.weights(6, 6), transB=1), 0.125, 0)
+    model, samples = graph.model(graph.node("Mul", graph.node("Softmax", y, axis=1), once)), graph.samples()
+    lowered = lower(model, partition(model))
+    turns = [segment.host for segment in lowered.segments] + [lowered.tail]
+    run = [[node.op_type for node in turn.graph] for turn in turns if turn is not None]
+    assert run == [["Softmax"], ["Softmax", "Mul"]]
+    (found,) = host_of(lowered, model).reference(samples).outputs.values()
+    session = verification_session(model)
+    expected = np.concatenate([session.run(None, {"x": x[None]})[0] for x in samples["x"]])
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_not_a_number_does_not_enter() -> None:
+    """0 / 0 on the host has no code; infinities are the ends of the scale."""
+    graph = QuantizedGraph(1, 6)
+    y = graph.pair(graph.node("Gemm", graph.x, graph.weights(6, 6), transB=1), 2.0, 0)
+    y = graph.pair(graph.node("Div", y, graph.node("Abs", "x")), 0.5, 0)
+    model = graph.model(graph.pair(graph.node("Gemm", y, graph.weights(6, 6), transB=1), 2.0, 0))
+    lowered = lower(model, partition(model))
+    host = host_of(lowered, model)
+    assert len(lowered.segments) == 2
+    some = np.full((2, 6), 3.0, np.float32)
+    codes = host.reference({"x": some}).tensors
+    some[1, 2] = 0.0
+    infinite = host.reference({"x": some}).tensors[lowered.segments[1].inputs[0].tensor.name]
+    assert infinite[1, 2].item() in (-128, 127)
+    assert np.array_equal(infinite[0], codes[lowered.segments[1].inputs[0].tensor.name][0])
+    some[1] = np.nan
+    with pytest.raises(HostError, match="value 'x' enters the accelerator and is not a number"):
+        host.reference({"x": some})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -427,3 +429,32 @@ def test_uint8_activations_are_the_importers_business() -> None:
     graph = QuantizedGraph(*MAP)
     y = graph.pair(graph.node("Relu", graph.x), 0.5, 3, np.uint8)
     assert "activations of type UINT8 are not supported" in refusal(graph, y)
+
+
+def test_a_node_of_the_host_between_two_layers_makes_two_segments() -> None:
+    """The first layer's result goes on to the second segment, past the host, as it is."""
+    graph = QuantizedGraph(*MAP)
+    first = graph.pair(graph.node("Conv", graph.x, graph.weights(5, 4, 1, 1)), 4.0, 3)
+    mixed = graph.pair(graph.node("CumSum", first, graph.constant(np.array(1))), 16.0, 0)
+    second = graph.pair(graph.node("Conv", mixed, graph.weights(5, 5, 1, 1)), 64.0, 1)
+    lowered = lowered_exactly(graph, graph.pair(graph.node("Add", second, first), 64.0, 0))
+    one, two = lowered.segments
+    assert [kinds(replace(lowered, graph=segment.graph)) for segment in lowered.segments] == [[Conv], [Conv, Add]]
+    assert [cut.value for cut in one.inputs] == ["x"]
+    assert len(two.inputs) == 1
+    assert two.graph.inputs[-1] == one.graph.outputs[0]
+    assert one.outputs[0].tensor == one.graph.outputs[0]
+    assert [node.side for node in lowered.host_nodes] == ["middle"]
+    assert lowered.tail is None
+
+
+def test_an_input_of_the_last_segment_is_not_sent_before() -> None:
+    graph = QuantizedGraph(*MAP)
+    y = graph.pair(graph.node("Conv", graph.x, graph.weights(4, 4, 1, 1)), 4.0, 3)
+    y = graph.pair(graph.node("CumSum", y, graph.constant(np.array(1))), 16.0, 0)
+    y = graph.pair(graph.node("Conv", y, graph.weights(4, 4, 1, 1)), 64.0, 1)
+    other = graph.pair("x", 0.5, 0)
+    lowered = lowered_exactly(graph, graph.pair(graph.node("Add", y, other), 64.0, 0))
+    assert [node.op for node in lowered.host_nodes] == ["CumSum"]  # and not the pair that became a cut
+    assert [len(segment.inputs) for segment in lowered.segments] == [1, 2]
+    assert len(lowered.segments[0].graph.inputs) == 1

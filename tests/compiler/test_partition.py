@@ -8,7 +8,7 @@ import pytest
 
 from backends.base import UnsupportedOpError
 from compiler.importer import import_model
-from compiler.partition import Partition, partition, unsupported
+from compiler.partition import Partition, mark, partition, unsupported
 from tests.support.qdq import QuantizedGraph
 from tests.support.shared import shared
 
@@ -72,7 +72,7 @@ def test_unsupported_nodes_in_the_middle_are_all_listed() -> None:
         y = conv(graph, graph.node("Softmax", y, axis=1), 3, 3)
     y = graph.node("Relu", graph.node("CumSum", y, graph.constant(np.array(1))))
     with pytest.raises(UnsupportedOpError) as caught:
-        partition(graph.model(y))
+        partition(graph.model(y), may_cut=False)
     assert [(node.op, node.reason) for node in caught.value.nodes] == [
         ("Softmax", "no accelerator layer executes this operator"),
         ("Softmax", "no accelerator layer executes this operator"),
@@ -84,11 +84,144 @@ def test_unsupported_nodes_in_the_middle_are_all_listed() -> None:
 def test_a_layout_node_is_blamed_for_the_layer_that_cannot_follow_it() -> None:
     graph = float_graph(1, 4, 4, 4)
     mixed = graph.node("Transpose", conv(graph, "x", 4, 4), perm=[0, 2, 1, 3])
+    model = graph.model(conv(graph, mixed, 4, 2))
+    assert host(partition(model)) == [("Transpose", "middle")]
     with pytest.raises(UnsupportedOpError) as caught:
-        partition(graph.model(conv(graph, mixed, 4, 2)))
+        partition(model, may_cut=False)
     (node,) = caught.value.nodes
     assert node.op == "Transpose"
     assert node.reason.startswith("it moves elements between channels, but node 'conv")
+
+
+def test_a_node_in_the_middle_runs_between_two_entries() -> None:
+    graph = float_graph(1, 3, 4, 4)
+    y = conv(graph, "x", 3, 3)
+    for _ in range(2):
+        y = conv(graph, graph.node("Softmax", y, axis=1), 3, 3)
+    cut = partition(graph.model(graph.node("TopK", y, graph.constant(np.array([2])), outputs=2)))
+    assert cut.entries == 3
+    assert [(node.op, node.after, node.side) for node in cut.host_nodes] == [
+        ("Softmax", 1, "middle"),
+        ("Softmax", 2, "middle"),
+        ("TopK", 3, "tail"),
+    ]
+
+
+def test_branches_enter_together() -> None:
+    """Two branches with a Softmax each, one of them longer: three entries, not one for each Conv."""
+    graph = float_graph(1, 4, 4, 4)
+    left = conv(graph, graph.node("Softmax", conv(graph, "x", 4, 4), axis=1), 4, 4)
+    right = conv(graph, "x", 4, 4)
+    for _ in range(2):
+        right = conv(graph, graph.node("Softmax", conv(graph, right, 4, 4), axis=1), 4, 4)
+    assert partition(graph.model(graph.node("Add", left, right))).entries == 3
+
+
+def test_a_light_node_between_host_nodes_is_the_hosts() -> None:
+    graph = float_graph(1, 4, 4, 4)
+    y = graph.node("Softmax", conv(graph, "x", 4, 4), axis=1)
+    y = graph.node("Softmax", graph.node("Relu", y), axis=2)
+    cut = partition(graph.model(conv(graph, y, 4, 4)))
+    assert (host(cut), cut.entries) == ([("Softmax", "middle"), ("Relu", "middle"), ("Softmax", "middle")], 2)
+
+
+def test_a_light_node_beside_the_layers_is_an_island() -> None:
+    graph = float_graph(1, 4, 4, 4)
+    alone = graph.node("MaxPool", graph.node("Sigmoid", "x"), kernel_shape=[2, 2])
+    cut = partition(graph.model(conv(graph, "x", 4, 4), alone))
+    assert {node.reason for node in cut.host_nodes} == {"it hangs together with no layer that has weights"}
+    assert host(cut) == [("Sigmoid", "head"), ("MaxPool", "head")]
+
+
+def test_layout_in_the_middle_is_the_hosts() -> None:
+    graph = float_graph(1, 6)
+    gemm = graph.node("Gemm", "x", graph.constant(np.ones((6, 6), np.float32)))
+    rows = graph.node("Reshape", gemm, graph.constant(np.array([1, 2, 3])))
+    back = graph.node("Reshape", graph.node("Softmax", rows, axis=2), graph.constant(np.array([1, 6])))
+    cut = partition(graph.model(graph.node("Gemm", back, graph.constant(np.ones((6, 2), np.float32)))))
+    assert [(node.op, node.reason) for node in cut.host_nodes] == [
+        ("Reshape", "it only rearranges what the host reads"),
+        ("Softmax", "no accelerator layer executes this operator"),
+        ("Reshape", "it only rearranges what the host makes"),
+    ]
+
+
+def test_a_refused_node_is_the_hosts() -> None:
+    graph = float_graph(1, 4, 4, 4)
+    first = conv(graph, "x", 4, 4)
+    model = graph.model(conv(graph, conv(graph, first, 4, 4), 4, 4))
+    name = model.graph[1].name or ""
+    cut = partition(model, refused={name: "too large"})
+    assert [(node.name, node.side, node.reason) for node in cut.host_nodes] == [(name, "middle", "too large")]
+    assert cut.entries == 2
+
+
+def test_a_refused_node_between_pairs_is_marked() -> None:
+    """Its Q/DQ pairs look like those of a layer."""
+    graph = QuantizedGraph(1, 4, 5, 5)
+    y = graph.pair(graph.node("Conv", graph.x, graph.weights(4, 4, 1, 1)))
+    y = graph.pair(graph.node("Conv", y, graph.weights(4, 4, 1, 1)))
+    model = graph.model(graph.pair(graph.node("Conv", y, graph.weights(4, 4, 1, 1))))
+    name = [node.name or "" for node in model.graph if node.op_type == "Conv"][1]
+    cut = partition(model, refused={name: "too large"})
+    assert partition(model).entries == 1
+    mark(model, cut)
+    assert [node.metadata_props for node in model.graph if node.name == name] == [{"edgec.host": "too large"}]
+    again = partition(model)
+    assert (again.nodes, again.entries, again.host_nodes) == (cut.nodes, 2, cut.host_nodes)
+
+
+def _random_dag(seed: int) -> tuple[ir.Model, list[str]]:
+    """A model of Conv, Relu, Softmax and Add in random order, and its free nodes."""
+    graph, rng = float_graph(1, 3, 2, 2), np.random.default_rng(seed)
+    values = ["x"]
+    for _ in range(int(rng.integers(4, 13))):
+        x, y = rng.choice(values[-4:], 2)
+        match int(rng.integers(4)):
+            case 0:
+                values.append(conv(graph, x, 3, 3))
+            case 1:
+                values.append(graph.node("Softmax", x, axis=1))
+            case 2:
+                values.append(graph.node("Relu", x))
+            case 3:
+                values.append(graph.node("Add", x, y))
+    read = {name for node in graph.nodes for name in node.input}
+    model = graph.model(*(value for value in values[1:] if value not in read))
+    return model, [node.name or "" for node in model.graph if node.op_type in ("Relu", "Add")]
+
+
+def _entries(model: ir.Model, accelerated: set[str]) -> int:
+    """How often the accelerator runs at least, when these nodes are its own."""
+    done: dict[ir.Value, tuple[int, bool]] = {}
+    most = 0
+    for node in model.graph:
+        on = node.name in accelerated
+        count = 0
+        for runs, was_on in (done[v] for v in node.inputs if v in done):
+            count = max(count, runs + (on and not was_on))
+        if on and not count:
+            count = 1
+        done[node.outputs[0]] = count, on
+        most = max(most, count)
+    return most
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_no_choice_of_nodes_enters_fewer_times(seed: int) -> None:
+    model, free = _random_dag(seed)
+    convs = {node.name or "" for node in model.graph if node.op_type == "Conv"}
+    if not convs:
+        with_light = partition(model) if free else None
+        assert with_light is None or with_light.nodes
+        return
+    cut = partition(model)
+    assert convs <= cut.nodes
+    assert not {node.name for node in model.graph if node.op_type == "Softmax"} & cut.nodes
+    choices = ({name for bit, name in enumerate(free) if mask >> bit & 1} for mask in range(1 << len(free)))
+    assert cut.entries == min(_entries(model, convs | chosen) for chosen in choices)
+    assert cut.entries == _entries(model, set(cut.nodes))
+    assert all(0 <= node.after <= cut.entries for node in cut.host_nodes)
 
 
 def test_layout_at_either_end_is_the_hosts() -> None:
@@ -178,14 +311,16 @@ def test_in_a_quantized_graph_only_what_is_enclosed_is_accelerated() -> None:
     assert [(n.side, n.reason) for n in cut.host_nodes] == [("tail", "its output is not quantized in this model")]
 
 
-def test_an_unquantized_node_between_quantized_ones_is_an_error() -> None:
+def test_an_unquantized_node_between_quantized_ones_is_the_hosts() -> None:
     graph = QuantizedGraph(1, 4, 5, 5)
     y = graph.pair(graph.node("Conv", graph.x, graph.weights(3, 4, 1, 1)))
     y = graph.node("Conv", graph.node("Softmax", y, axis=1), graph.weights(2, 3, 1, 1))
     y = graph.pair(graph.node("Conv", graph.pair(y), graph.weights(2, 2, 1, 1)))
+    model = graph.model(y)
+    assert host(partition(model)) == [("Softmax", "middle"), ("Conv", "middle")]
     with pytest.raises(UnsupportedOpError) as caught:
-        partition(graph.model(y))
-    assert [node.op for node in caught.value.nodes] == ["Softmax"]
+        partition(model, may_cut=False)
+    assert [node.op for node in caught.value.nodes] == ["Softmax", "Conv"]
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_accelerator_that_cannot_be(tmp_path: Path, option: tuple[str, str]) -> 
 
 
 def test_every_unsupported_node_is_named_at_once(tmp_path: Path) -> None:
-    ran = compile_model(tmp_path, model_with_two_unsupported_nodes())
+    ran = compile_model(tmp_path, model_with_two_unsupported_nodes(), "--no-host")
     _refused(tmp_path, ran, TARGET, "first_odd", "second_odd", "remedy")
 
 

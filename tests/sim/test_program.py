@@ -14,7 +14,7 @@ from hw.descriptor import TensorDescriptor
 from hw.isa import Memory
 from hw.registers import Register
 from hw.timing import program_cycles
-from sim.program import InstructionInfo, LayerInfo, Program, ProgramError, pack_words, unpack_words
+from sim.program import Entry, InstructionInfo, LayerInfo, Program, ProgramError, pack_words, unpack_words
 
 CONFIG = array_config(8, 2)
 MAP = TensorDescriptor((0, 64, 128, 192), plane=16, pitch=4, width=5, height=3, channels=3, byte=(0, 1, 0, 1), phases=3)
@@ -27,8 +27,7 @@ def program() -> Program:
         images={Memory.PROGRAM: [1, 2, 3], Memory.WEIGHT: [5, (1 << 95) + 7], Memory.TABLE: [0, 255]},
         instructions=(InstructionInfo(0, "conv", 10), InstructionInfo(1, "conv", 20), InstructionInfo(2, "fc", 5)),
         layers=(LayerInfo("conv", 0, 2, "map", MAP), LayerInfo("fc", 2, 3, "flat", FLAT)),
-        inputs={"x": MAP},
-        outputs={"flat": FLAT},
+        entries=(Entry(0, 3, {"x": MAP}, {"flat": FLAT}),),
     )
 
 
@@ -97,6 +96,41 @@ def test_program_survives_the_disk(tmp_path: Path) -> None:
     assert Program.load(tmp_path) == program()
 
 
+def test_program_with_entries_survives_the_disk(tmp_path: Path) -> None:
+    entries = (Entry(0, 2, {"x": MAP}, {"map": MAP}), Entry(2, 3, {"map": MAP}, {"flat": FLAT}))
+    parts = replace(program(), entries=entries)
+    parts.save(tmp_path)
+    assert Program.load(tmp_path) == parts
+    assert json.loads((tmp_path / "program.json").read_text())["format"] == 2
+    assert (list(parts.inputs), list(parts.outputs)) == (["x"], ["map", "flat"])
+    assert [layer.name for entry in parts.entries for layer in parts.layers_of(entry)] == ["conv", "fc"]
+    assert parts.cycles == program_cycles(CONFIG, [10, 20]) + program_cycles(CONFIG, [5])
+
+
+def test_entries_that_are_damaged_are_refused(tmp_path: Path) -> None:
+    entries = (Entry(0, 2, {"x": MAP}, {"map": MAP}), Entry(2, 3, {"map": MAP}, {"flat": FLAT}))
+    replace(program(), entries=entries).save(tmp_path)
+    stored = json.loads((tmp_path / "program.json").read_text())["entries"]
+    for damaged, message in (
+        ([{**stored[0], "pc_end": 1}, {**stored[1], "pc_start": 1}], "pc 1 is in the middle of a layer"),
+        (stored[:1], "the entries end at pc 2, the program at 3"),
+        ([{**stored[0], "inputs": {"x": {}}}, stored[1]], "a descriptor has"),
+        ([{"pc_start": 0}], "not a program"),
+        (None, "not a program"),
+    ):
+        edit(tmp_path, entries=damaged)
+        with pytest.raises(ProgramError, match=message):
+            Program.load(tmp_path)
+
+
+def test_program_with_one_entry_is_of_the_first_format(tmp_path: Path) -> None:
+    program().save(tmp_path)
+    document = json.loads((tmp_path / "program.json").read_text())
+    assert document["format"] == 1
+    assert "entries" not in document
+    assert list(document["inputs"]) == ["x"]
+
+
 def test_program_adds_up_cycles_only_where_all_are_known() -> None:
     p = program()
     assert p.cycles == program_cycles(CONFIG, [10, 20, 5])
@@ -137,7 +171,11 @@ def test_load_refuses_damaged_files(tmp_path: Path, damage: object, message: str
     ({"images": {Memory.PROGRAM: [1, 2, -3]}}, "PROGRAM: a word is not in"),
     ({"images": {Memory.PROGRAM: [1]}}, "3 instructions are described, the image has 1"),
     ({"layers": (LayerInfo("conv", 1, 3, "map", MAP),)}, r"\[1, 3\) does not follow pc 0"),
-    ({"outputs": {"y": replace(FLAT, base=(CONFIG.activation_words - 3, 0, 0, 0))}}, "tensor 'y': ends at word"),
+    ({"entries": (Entry(0, 3, {}, {"y": replace(FLAT, base=(CONFIG.activation_words - 3, 0, 0, 0))}),)},
+     "tensor 'y': ends at word"),
+    ({"entries": (Entry(0, 2, {}, {}),)}, "the entries end at pc 2, the program at 3"),
+    ({"entries": (Entry(0, 2, {}, {}), Entry(1, 3, {}, {}))}, r"entry 1: \[1, 3\) does not follow pc 2"),
+    ({"entries": (Entry(0, 1, {}, {}), Entry(1, 3, {}, {}))}, "entry 0: pc 1 is in the middle of a layer"),
 ])  # fmt: skip
 def test_program_refuses(change: dict, message: str) -> None:
     with pytest.raises(ProgramError, match=message):

@@ -13,7 +13,7 @@ from hw.descriptor import TensorDescriptor
 from hw.isa import Memory
 from hw.registers import ID_VALUE, Register, StatusBit
 from sim.driver import Accelerator, infer
-from sim.program import InstructionInfo, LayerInfo, Program
+from sim.program import Entry, InstructionInfo, LayerInfo, Program
 from sim.verify import CycleMismatch, Mismatch, compare, verify
 from sim.verilator import SimError
 
@@ -100,8 +100,7 @@ def program(*cycles: int | None) -> Program:
         images={Memory.PROGRAM: [7, 8, 9]},
         instructions=tuple(InstructionInfo(pc, layer, n) for pc, (layer, n) in enumerate(zip(layers, cycles))),
         layers=(LayerInfo("first", 0, 2, "a", A), LayerInfo("second", 2, 3, "y", Y)),
-        inputs={"x": X},
-        outputs={"y": Y},
+        entries=(Entry(0, 3, {"x": X}, {"y": Y}),),
     )
 
 
@@ -137,7 +136,8 @@ def test_verify_names_the_first_difference_of_each_layer() -> None:
 
 def test_verify_finds_an_input_that_did_not_arrive() -> None:
     machine = PythonAccelerator([nothing, add_one(X, A), add_one(A, Y)])
-    broken = replace(program(), inputs={"x": replace(X, byte=(0, 0, 0, 0), base=(0, 0, 16, 24))})  # phases overlap
+    overlapping = replace(X, byte=(0, 0, 0, 0), base=(0, 0, 16, 24))  # its phases overlap
+    broken = replace(program(), entries=(Entry(0, 3, {"x": overlapping}, {"y": Y}),))
     assert verify(Accelerator(machine, CONFIG), broken, reference()).mismatches[0].layer == "input x"
 
 

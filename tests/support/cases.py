@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,8 +16,10 @@ from backends.reference import run
 from compiler.host import host_of
 from compiler.importer import import_model
 from compiler.lowering import Lowered, lower
-from compiler.partition import partition
+from compiler.partition import mark, partition
+from compiler.stored import sent
 from passes.quantize import quantize
+from tests.support.host_ops import with_host_ops
 from tests.support.random_networks import RandomNetwork, random_network, why_badly_spread
 
 _REDRAWN = 1_000_000
@@ -70,14 +72,27 @@ def case(number: int) -> Case:
     raise AssertionError(f"case {number}: {_MOST_DRAWS} draws, and none spreads well; the last: {drawn.why_not}")
 
 
-def _compiled(seed: int) -> Case:
-    network = random_network(seed)
+@lru_cache(maxsize=4)
+def cut_case(number: int) -> Case:
+    """Case `number` with operators that only the host has: of its draws, the first that enters more than once."""
+    for draw in range(_MOST_DRAWS):
+        seed = number + draw * _REDRAWN
+        network = random_network(seed)
+        drawn = _compiled(seed, replace(network, model=with_host_ops(network.model, seed)))
+        if len(drawn.lowered.segments) > 1:
+            return drawn
+    raise AssertionError(f"case {number}: none of {_MOST_DRAWS} draws is cut")
+
+
+def _compiled(seed: int, network: RandomNetwork | None = None) -> Case:
+    network = network or random_network(seed)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "random.onnx"
         path.write_bytes(network.model.SerializeToString())
         model = import_model(path).model
     cut = partition(model)
     quantized, _ = quantize(model, cut.nodes, {"x": network.samples})
+    mark(quantized, cut)
     lowered = lower(quantized, cut)
-    inputs = host_of(lowered, model).prepare({"x": network.samples})
+    inputs = sent(lowered, host_of(lowered, model).reference({"x": network.samples}))
     return Case(seed, network, model, quantized, lowered, run(lowered.graph, inputs, keep="all"))

@@ -40,6 +40,18 @@ def random_graph(seed: int, layers: int = 5, *, kinds: tuple[str, ...] = ()) -> 
     return _Builder(seed, kinds or tuple(KINDS)).graph(layers)
 
 
+def halves(graph: LayerGraph, at: int) -> tuple[LayerGraph, LayerGraph]:
+    """A graph cut before layer `at`: what the second half needs of the first is an output there and an input here."""
+    parts = (graph.layers[:at], graph.layers[at:])
+    made = [{layer.output.name: layer.output for layer in part} for part in parts]
+    read = [{t.name: t for layer in part for t in layer.inputs} for part in parts]
+    wanted = {t.name for t in graph.outputs}
+    first = tuple(t for name, t in made[0].items() if name in read[1] or name in wanted)
+    second = tuple(t for name, t in made[1].items() if name in wanted)
+    fed = [tuple(t for name, t in needs.items() if name not in own) for needs, own in zip(read, made, strict=True)]
+    return LayerGraph(graph.name, fed[0], first, parts[0]), LayerGraph(graph.name, fed[1], second, parts[1])
+
+
 def random_inputs(graph: LayerGraph, seed: int, samples: int = 1) -> dict[str, NDArray[np.int8]]:
     """int8 [samples, C, H, W] for each input, over the whole range."""
     rng = np.random.default_rng([seed, 1])

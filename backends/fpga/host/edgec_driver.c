@@ -87,9 +87,13 @@ int edgec_read(const edgec_transport *transport, const edgec_tensor *tensor, int
     return wait_clear(transport, EDGEC_STATUS_READING);
 }
 
-int edgec_run(const edgec_transport *transport, const edgec_network *network, uint32_t *cycles) {
-    TRY(put(transport, EDGEC_REG_PC_START, 0));
-    TRY(put(transport, EDGEC_REG_PC_END, network->pc_end));
+static int run(const edgec_transport *transport, const edgec_entry *entry, uint32_t *cycles) {
+    if (cycles)
+        *cycles = 0;
+    if (entry->pc_start == entry->pc_end)
+        return EDGEC_OK;
+    TRY(put(transport, EDGEC_REG_PC_START, entry->pc_start));
+    TRY(put(transport, EDGEC_REG_PC_END, entry->pc_end));
     TRY(put(transport, EDGEC_REG_CONTROL, EDGEC_CONTROL_START));
     if (transport->wait_done)
         TRY(transport->wait_done(transport->context));
@@ -97,12 +101,24 @@ int edgec_run(const edgec_transport *transport, const edgec_network *network, ui
     return cycles ? get(transport, EDGEC_REG_CYCLES, cycles) : EDGEC_OK;
 }
 
+int edgec_run(const edgec_transport *transport, const edgec_network *network, uint32_t *cycles) {
+    return network->entry_count == 1 ? run(transport, network->entries, cycles) : EDGEC_OTHER_ENTRY;
+}
+
+int edgec_enter(const edgec_transport *transport, const edgec_network *network, size_t index,
+                const int8_t *const *inputs, int8_t *const *outputs, uint32_t *cycles) {
+    if (index >= network->entry_count)
+        return EDGEC_OTHER_ENTRY;
+    const edgec_entry *entry = &network->entries[index];
+    for (size_t i = 0; i < entry->input_count; ++i)
+        TRY(edgec_write(transport, &entry->inputs[i], inputs[i]));
+    TRY(run(transport, entry, cycles));
+    for (size_t i = 0; i < entry->output_count; ++i)
+        TRY(edgec_read(transport, &entry->outputs[i], outputs[i]));
+    return EDGEC_OK;
+}
+
 int edgec_infer(const edgec_transport *transport, const edgec_network *network, const int8_t *const *inputs,
                 int8_t *const *outputs, uint32_t *cycles) {
-    for (size_t i = 0; i < network->input_count; ++i)
-        TRY(edgec_write(transport, &network->inputs[i], inputs[i]));
-    TRY(edgec_run(transport, network, cycles));
-    for (size_t i = 0; i < network->output_count; ++i)
-        TRY(edgec_read(transport, &network->outputs[i], outputs[i]));
-    return EDGEC_OK;
+    return network->entry_count == 1 ? edgec_enter(transport, network, 0, inputs, outputs, cycles) : EDGEC_OTHER_ENTRY;
 }

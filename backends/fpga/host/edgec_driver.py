@@ -3,6 +3,9 @@
     accelerator = Accelerator(transport, "artefact/program")
     outputs, cycles = accelerator.infer({"input": values})       # int8 [C, H, W] by tensor name
 
+A network that has layers for the processor in its middle enters the accelerator several times: `accelerator.enter(k,
+tensors)` for k = 0, 1, ..., and in between what edgec_inference.py does, which runs the whole network on float samples.
+
 `transport` reaches the ports of the accelerator on your board. It has these methods:
 
     write_register(address, value)      AXI4-Lite, byte addresses
@@ -56,16 +59,28 @@ class Accelerator:
     def __init__(self, transport: Transport, folder: str | Path) -> None:
         self._transport = transport
         self._program = json.loads((Path(folder) / "program.json").read_text(encoding="utf-8"))
+        whole = {"pc_start": 0, "pc_end": len(self._program["instructions"])}
+        self._entries = self._program.get("entries") or [{**self._program, **whole}]
         self._check_identity()
         for name, words in self._program["images"].items():
             self._load(name, words, (Path(folder) / (name + ".bin")).read_bytes())
 
     def infer(self, inputs: Mapping[str, Map]) -> tuple[dict[str, Map], int]:
-        """Write every input, run, read every output: ({name: int8 [C, H, W]}, cycles)."""
-        for name, place in self._program["inputs"].items():
-            self.write(place, inputs[name])
-        cycles = self.run()
-        return {name: self.read(place) for name, place in self._program["outputs"].items()}, cycles
+        """Write every input, run, read every output of a network with one entry: ({name: int8 [C, H, W]}, cycles)."""
+        if len(self._entries) > 1:
+            raise DriverError(f"the network enters the accelerator {len(self._entries)} times: see edgec_inference.py")
+        return self.enter(0, inputs)
+
+    def enter(self, index: int, tensors: Mapping[str, Map]) -> tuple[dict[str, Map], int]:
+        """Write the inputs of an entry, run it, read its outputs: ({name: int8 [C, H, W]}, cycles).
+
+        The shape of a tensor may be any with the elements of its place in this order; others may be among them.
+        """
+        entry = self._entries[index]
+        for name, place in entry["inputs"].items():
+            self.write(place, tensors[name].reshape(_shape(place)))
+        cycles = self.run(entry["pc_start"], entry["pc_end"])
+        return {name: self.read(place) for name, place in entry["outputs"].items()}, cycles
 
     def write(self, place: Place, values: Map) -> None:
         """Write an int8 [C, H, W] map where a descriptor of program.json says."""
@@ -87,9 +102,11 @@ class Accelerator:
         self._wait("READING")
         return np.frombuffer(data, np.int8, size).reshape(shape).copy()
 
-    def run(self) -> int:
-        """Run the whole program; its length in cycles."""
-        self._put(PC_START=0, PC_END=len(self._program["instructions"]), CONTROL=CONTROL_START)
+    def run(self, pc_start: int, pc_end: int) -> int:
+        """Run instructions [pc_start, pc_end); their length in cycles."""
+        if pc_start == pc_end:
+            return 0
+        self._put(PC_START=pc_start, PC_END=pc_end, CONTROL=CONTROL_START)
         self._transport.wait_done(MAX_CYCLES)
         self._wait("BUSY")
         return self._get("CYCLES")

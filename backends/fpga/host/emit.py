@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hw.config import ABI_VERSION
@@ -14,26 +14,29 @@ from sim.driver import CLEAR_ERROR, START
 from sim.program import Program, pack_words
 
 HOST_FOLDER = Path("host")
-SOURCES = ("edgec_driver.h", "edgec_driver.c", "edgec_driver.py")
+SOURCES = ("edgec_driver.h", "edgec_driver.c", "edgec_driver.py", "edgec_inference.py")
 BYTES_PER_LINE = 24
 
 Quantization = Mapping[str, tuple[float, int]]
 """Tensor name -> scale and zero_point: real = scale * (q - zero_point)."""
 
 
-def emit_host(program: Program, folder: Path, quantization: Quantization | None = None) -> tuple[Path, ...]:
+def emit_host(
+    program: Program, folder: Path, quantization: Quantization | None = None, steps: Sequence[str] = ()
+) -> tuple[Path, ...]:
     """Write `host/` into an artefact; the files, relative to `folder`.
 
     Args:
         program: The network.
         folder: The artefact.
         quantization: Of the inputs and outputs, for the C header.
+        steps: What an inference does, for the C header; see `network_header`.
     """
     here = Path(__file__).parent
     texts = {name: (here / name).read_text(encoding="utf-8") for name in SOURCES} | {
         "edgec_registers.h": register_header(),
         "edgec_registers.py": register_module(),
-        "edgec_network.h": network_header(program, quantization or {}),
+        "edgec_network.h": network_header(program, quantization or {}, steps),
         "edgec_network.c": network_source(program),
     }
     (folder / HOST_FOLDER).mkdir(parents=True, exist_ok=True)
@@ -75,10 +78,16 @@ def register_module() -> str:
     return "\n".join(lines) + "\n"
 
 
-def network_header(program: Program, quantization: Quantization) -> str:
-    """Declares the network; macros name its inputs and outputs."""
+def network_header(program: Program, quantization: Quantization, steps: Sequence[str] = ()) -> str:
+    """Declares the network; macros name its inputs and outputs, of each entry where there are several.
+
+    Args:
+        program: The network.
+        quantization: Of the inputs and outputs.
+        steps: What an inference does, a sentence for each step, for the reader.
+    """
     lines = [
-        "/* The network, generated. */",
+        *_opening(steps),
         "#ifndef EDGEC_NETWORK_H",
         "#define EDGEC_NETWORK_H",
         "",
@@ -87,9 +96,11 @@ def network_header(program: Program, quantization: Quantization) -> str:
         "extern const edgec_network edgec_program;",
         "",
     ]
-    for kind, tensors in (("INPUT", program.inputs), ("OUTPUT", program.outputs)):
-        for index, (name, place) in enumerate(tensors.items()):
-            lines += _tensor_macros(f"EDGEC_{kind}_{index}", name, place, quantization.get(name))
+    for number, entry in enumerate(program.entries):
+        prefix = "EDGEC" if len(program.entries) == 1 else f"EDGEC_ENTRY_{number}"
+        for kind, tensors in (("INPUT", entry.inputs), ("OUTPUT", entry.outputs)):
+            for index, (name, place) in enumerate(tensors.items()):
+                lines += _tensor_macros(f"{prefix}_{kind}_{index}", name, place, quantization.get(name))
     return "\n".join([*lines, "#endif", ""])
 
 
@@ -115,23 +126,42 @@ def network_source(program: Program) -> str:
         "};",
         "",
     ]
-    lines += _tensor_array("inputs", program.inputs.values()) + _tensor_array("outputs", program.outputs.values())
+    for number, entry in enumerate(program.entries):
+        lines += _tensor_array(f"inputs_{number}", entry.inputs.values())
+        lines += _tensor_array(f"outputs_{number}", entry.outputs.values())
+    entries = [
+        f"{entry.pc_start}u, {entry.pc_end}u, {len(entry.inputs)}u, {len(entry.outputs)}u, inputs_{n}, outputs_{n}"
+        for n, entry in enumerate(program.entries)
+    ]
+    first = program.entries[0]
+    lines += ["static const edgec_entry entries[] = {", *(f"    {{{entry}}}," for entry in entries), "};", ""]
     lines += [
         f"const edgec_network edgec_program = {{{ABI_VERSION}u, 0x{program.config.config_id:08x}u, "
-        f"{program.pc_end}u, {len(images)}u,",
-        f"    {len(program.inputs)}u, {len(program.outputs)}u, images, inputs, outputs}};",
+        f"{first.pc_end}u, {len(images)}u,",
+        f"    {len(first.inputs)}u, {len(first.outputs)}u, images, inputs_0, outputs_0, {len(entries)}u, entries}};",
         "",
     ]
     return "\n".join(lines)
 
 
+def _opening(steps: Sequence[str]) -> list[str]:
+    if not steps:
+        return ["/* The network, generated. */"]
+    told = [f" * {index}. {_comment(step)}" for index, step in enumerate(steps, start=1)]
+    return ["/* The network, generated. One inference:", " *", *told, " */"]
+
+
+def _comment(text: str) -> str:
+    """Without what could end a comment: a tensor's name is the model's and may hold anything."""
+    return re.sub(r"[^\w .,:;()/\[\]-]", "?", text).replace("*/", "?")
+
+
 def _tensor_macros(
     prefix: str, name: str, place: TensorDescriptor, quantization: tuple[float, int] | None
 ) -> list[str]:
-    comment = re.sub(r"[^\w .:/\[\]-]", "?", name)  # a tensor's name is the model's and may hold anything
     channels, height, width = place.shape
     lines = [
-        f"/* {comment.replace('*/', '?')}: int8 [{channels}][{height}][{width}] */",
+        f"/* {_comment(name)}: int8 [{channels}][{height}][{width}] */",
         f"#define {prefix}_SIZE {place.size}u",
         f"#define {prefix}_BYTES {-(-place.size // 4) * 4}u",
     ]
