@@ -1,0 +1,612 @@
+"""The integer kernels, each a frozen description that writes its own TIR; equal descriptions share one function.
+
+Maps are stored [y, x, channel] with `machine.bias` added to every value, so a kernel's zero points and bounds have it
+added, too. A function is `void k(input, second, output, weights, scales, begin, end)` and does its units `begin` to
+`end`: rows of the output, or blocks of channels. Units may be shared among threads.
+
+Exactness. An accumulator is an int32 sum. Rescaling is float64: acc * M + B is an integer below 2**53, so
+acc * (M / 2**S) + B / 2**S is that integer divided by a power of two and exact, fused or not. Adding 1.5 * 2**52 then
+rounds half to even and leaves the integer in the low bits. Elementwise sums are below 2**26 and are rounded in int32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from backends.cpu import tir
+from backends.cpu.machine import Dot, Machine
+from backends.cpu.tir import Expr, Writer
+
+_MAGIC64 = float(3 << 51)
+_MAGIC32, _MAGIC32_BITS = float(3 << 22), 0x4B400000
+_FEW = 4
+"""Loops up to this many turns are written out."""
+
+
+@dataclass(frozen=True)
+class Map:
+    """Where elements of a stored map are, in elements: [y, x, c] at y * row + x * pixel + c."""
+
+    row: int
+    pixel: int
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The last step of every kernel: add the zero point, clamp; all three with the machine's bias."""
+
+    zero_point: int
+    low: int
+    high: int
+
+
+class Kernel(Protocol):
+    """A description of a function."""
+
+    @property
+    def units(self) -> int:
+        """Independent pieces of work."""
+
+    def write(self, name: str, machine: Machine) -> Expr:
+        """The PrimFunc."""
+
+
+@dataclass
+class Frame:
+    """The parameters that every kernel has."""
+
+    w: Writer
+    machine: Machine
+    input: Expr
+    second: Expr
+    output: Expr
+    weights: Expr
+    scales: Expr
+    begin: Expr
+    end: Expr
+
+
+def frame(name: str, machine: Machine, *, source: str = "", target: str = "", scales: str = "float64") -> Frame:
+    w = Writer(name)
+    act = machine.activation
+    return Frame(
+        w,
+        machine,
+        w.pointer("input", source or act),
+        w.pointer("second", act),
+        w.pointer("output", target or act),
+        w.pointer("weights", machine.weight),
+        w.pointer("scales", scales),
+        w.integer("begin"),
+        w.integer("end"),
+    )
+
+
+# Convolution
+
+
+@dataclass(frozen=True)
+class Window:
+    """What one output element reads: `rows` x `columns` runs of `length` neighbouring elements.
+
+    Where the pixels of a kernel row are neighbours in memory, a run is the whole kernel row.
+    """
+
+    rows: int
+    row_step: int
+    columns: int
+    column_step: int
+    length: int
+
+    def groups(self, group: int) -> int:
+        """Steps of the dot instruction for one run; the weights of what is beyond its end are 0."""
+        return -(-self.length // group)
+
+
+@dataclass(frozen=True)
+class Conv:
+    """Dense convolution: tiles of `pixels` x `vectors` accumulators.
+
+    Weights: [vector of output channels][run][group][lane][element of the group]; scales: [vector][M, B][lane].
+
+    Attributes:
+        rows, columns, channels: Of the output.
+        step_row, step_column: From one output element to the next, in the input.
+        by_channel: Units are blocks of channels instead of rows.
+    """
+
+    rows: int
+    columns: int
+    channels: int
+    window: Window
+    step_row: int
+    step_column: int
+    output: Map
+    bounds: Bounds
+    pixels: int
+    vectors: int
+    lanes: int
+    by_channel: bool
+    is_wide: bool = False
+
+    @property
+    def units(self) -> int:
+        return -(-self.channels // (self.lanes * self.vectors)) if self.by_channel else self.rows
+
+    def write(self, name: str, machine: Machine) -> Expr:
+        f = frame(name, machine)
+        count = -(-self.channels // self.lanes)
+        full, rest = divmod(count, self.vectors)
+        if self.channels % self.lanes and not rest:  # the last vector is partial: written out on its own
+            full, rest = full - 1, self.vectors
+        if self.by_channel:
+            self._blocks_by_unit(f, full, rest)
+        else:
+            with f.w.loop(f.begin, f.end) as y:
+                self._blocks(f, y, full, rest)
+        return f.w.function()
+
+    def _blocks(self, f: Frame, y: Expr, full: int, rest: int) -> None:
+        if full:
+            for block in f.w.unrolled(full, 1):
+                self._row(f, y, block * self.vectors, self.vectors, is_last=False)
+        if rest:
+            self._row(f, y, full * self.vectors, rest, is_last=True)
+
+    def _blocks_by_unit(self, f: Frame, full: int, rest: int) -> None:
+        with f.w.loop(0, self.rows) as y:
+            if full:
+                stop = tir.smallest(f.end, full) if rest else f.end
+                with f.w.loop(f.begin, stop) as block:
+                    self._row(f, y, block * self.vectors, self.vectors, is_last=False)
+            if rest:
+                with f.w.loop(tir.largest(f.begin, tir.constant(full, "int32")), f.end):
+                    self._row(f, y, full * self.vectors, rest, is_last=True)
+
+    def _row(self, f: Frame, y: Expr, first: Expr, vectors: int, *, is_last: bool) -> None:
+        """All tiles of one output row and one block of channels."""
+        full, rest = divmod(self.columns, self.pixels)
+        for tile in f.w.unrolled(full, 1):
+            self._tile(f, y, tile * self.pixels, self.pixels, first, vectors, is_last=is_last)
+        if rest:
+            self._tile(f, y, full * self.pixels, rest, first, vectors, is_last=is_last)
+
+    def _tile(
+        self, f: Frame, y: Expr, x: Expr, pixels: int, first: Expr, vectors: int, *, is_last: bool
+    ) -> None:
+        w, lanes = f.w, self.lanes
+        acc = w.local(pixels * vectors * lanes, "int32")
+        for i in range(pixels * vectors):
+            w.store(acc, i * lanes, tir.constant(0, "int32", lanes))
+        origin = w.let(y * self.step_row + x * self.step_column) if not _both_zero(y, x) else 0
+        self._sums(f, acc, origin, pixels, first, vectors)
+        channels = self.channels - (-(-self.channels // lanes) - 1) * lanes if is_last else lanes
+        for v in range(vectors):
+            scale = tir.load(f.scales, (first + v) * 2 * lanes, lanes)
+            offset = tir.load(f.scales, (first + v) * 2 * lanes + lanes, lanes)
+            scale, offset = w.let(scale), w.let(offset)
+            kept = channels if v == vectors - 1 else lanes
+            for p in range(pixels):
+                value = tir.load(acc, (p * vectors + v) * lanes, lanes)
+                code = rescaled(w, value, scale, offset, self.bounds, f.machine, is_wide=self.is_wide)
+                place = y * self.output.row + (x + p) * self.output.pixel + (first + v) * lanes
+                store_part(w, f.output, place, code, kept)
+
+    def _sums(self, f: Frame, acc: Expr, origin: Expr, pixels: int, first: Expr, vectors: int) -> None:
+        w, lanes, group = f.w, self.lanes, f.machine.dot.group
+        window, steps = self.window, self.window.groups(f.machine.dot.group)
+        size = lanes * group
+        per_vector = window.rows * window.columns * steps * size
+        for ky in w.unrolled(window.rows, 1):
+            for kx in w.unrolled(window.columns, 1):
+                run = (ky * window.columns + kx) * steps
+                start = origin + ky * window.row_step + kx * window.column_step
+                for k in w.unrolled(steps, 1):
+                    values = [
+                        w.let(tir.load(f.weights, (first + v) * per_vector + (run + k) * size, size))
+                        for v in range(vectors)
+                    ]
+                    for p in range(pixels):
+                        taken = w.let(activations(f, start + p * self.step_column + k * group, lanes))
+                        for v in range(vectors):
+                            place = (p * vectors + v) * lanes
+                            w.store(acc, place, dot(f.machine, tir.load(acc, place, lanes), taken, values[v]))
+
+
+def _both_zero(y: Expr, x: Expr) -> bool:
+    return isinstance(y, int) and isinstance(x, int) and y == x == 0
+
+
+def activations(f: Frame, place: Expr, lanes: int) -> Expr:
+    """One group of neighbouring activations, in every lane."""
+    match f.machine.dot:
+        case Dot.VPDPBUSD | Dot.SDOT:
+            word = f.w.let(tir.reinterpret(tir.load(f.input, place, 4), "int32"))
+            return tir.reinterpret(tir.spread(word, lanes), f"int8x{4 * lanes}")
+        case Dot.PMADDWD:
+            word = f.w.let(tir.reinterpret(tir.load(f.input, place, 2), "int32"))
+            return tir.reinterpret(tir.spread(word, lanes), f"int16x{2 * lanes}")
+        case Dot.MULTIPLY:
+            return tir.spread(tir.cast(tir.load(f.input, place), "int32"), lanes)
+
+
+def dot(machine: Machine, acc: Expr, taken: Expr, weights: Expr) -> Expr:
+    """acc plus the sums of products of each lane."""
+    lanes = tir.lanes_of(acc)
+    kind = f"int32x{lanes}"
+    match machine.dot:
+        case Dot.VPDPBUSD:
+            return tir.intrinsic(kind, f"llvm.x86.avx512.vpdpbusd.{32 * lanes}", acc, taken, weights)
+        case Dot.PMADDWD:
+            return acc + tir.intrinsic(kind, "llvm.x86.avx2.pmadd.wd", taken, weights)
+        case Dot.SDOT:
+            return tir.intrinsic(kind, "llvm.aarch64.neon.sdot", acc, weights, taken)
+        case Dot.MULTIPLY:
+            return acc + tir.cast(weights, "int32") * taken
+
+
+def rescaled(
+    w: Writer, acc: Expr, scale: Expr, offset: Expr, bounds: Bounds, machine: Machine, *, is_wide: bool = False
+) -> Expr:
+    """int32 accumulators to stored activations; `scale` and `offset` are float64, divided by 2**S."""
+    lanes = tir.lanes_of(acc)
+    exact = tir.intrinsic(tir.dtype_of(scale), "llvm.fmuladd", tir.cast(acc, "float64"), scale, offset)
+    return rounded(w, exact, bounds, machine, lanes, is_wide=is_wide)
+
+
+def rounded(
+    w: Writer, exact: Expr, bounds: Bounds, machine: Machine, lanes: int, *, is_wide: bool = False
+) -> Expr:
+    """float64 to stored activations, half to even."""
+    if is_wide:  # beyond int32: bring it near the bounds first, which changes no result
+        most = tir.constant(1 << 20, "float64", lanes)
+        exact = tir.clamp(exact, tir.constant(-(1 << 20), "float64", lanes), most)
+    shifted = exact + tir.constant(_MAGIC64, "float64", lanes)
+    bits = tir.reinterpret(shifted, "int64" if lanes == 1 else f"int64x{lanes}")
+    return bounded(w, tir.cast(bits, "int32"), bounds, machine)
+
+
+def bounded(w: Writer, value: Expr, bounds: Bounds, machine: Machine) -> Expr:
+    """Rounded int32 to stored activations."""
+    lanes = tir.lanes_of(value)
+    total = value + tir.constant(bounds.zero_point, "int32", lanes) if bounds.zero_point else value
+    low, high = (tir.constant(v, "int32", lanes) for v in (bounds.low, bounds.high))
+    return w.let(tir.cast(tir.clamp(total, low, high), machine.activation))
+
+
+def store_part(w: Writer, buffer: Expr, place: Expr, value: Expr, count: int) -> None:
+    """The first `count` lanes, in pieces of powers of two: nothing is written beyond them."""
+    if count == tir.lanes_of(value):
+        w.store(buffer, place, value)
+        return
+    done = 0
+    for size in (32, 16, 8, 4, 2, 1):
+        if size <= count - done:
+            w.store(buffer, place + done, tir.part(value, done, size))
+            done += size
+
+
+# Depthwise convolution
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """Each channel on its own; vectors of channels, tiles of pixels.
+
+    Weights: [vector of channels][tap][lane]; scales as in Conv.
+    """
+
+    rows: int
+    columns: int
+    channels: int
+    kernel: tuple[int, int]
+    tap_row: int
+    tap_column: int
+    step_row: int
+    step_column: int
+    output: Map
+    bounds: Bounds
+    pixels: int
+    lanes: int
+    is_wide: bool = False
+
+    @property
+    def units(self) -> int:
+        return self.rows
+
+    def write(self, name: str, machine: Machine) -> Expr:
+        f = frame(name, machine)
+        full, rest = divmod(self.channels, self.lanes)
+        with f.w.loop(f.begin, f.end) as y:
+            for vector in f.w.unrolled(full, 1):
+                self._row(f, y, vector, self.lanes)
+            if rest:
+                self._row(f, y, full, rest)
+        return f.w.function()
+
+    def _row(self, f: Frame, y: Expr, vector: Expr, kept: int) -> None:
+        full, rest = divmod(self.columns, self.pixels)
+        for tile in f.w.unrolled(full, 1):
+            self._tile(f, y, tile * self.pixels, self.pixels, vector, kept)
+        if rest:
+            self._tile(f, y, full * self.pixels, rest, vector, kept)
+
+    def _tile(self, f: Frame, y: Expr, x: Expr, pixels: int, vector: Expr, kept: int) -> None:
+        w, lanes = f.w, self.lanes
+        taps = self.kernel[0] * self.kernel[1]
+        acc = w.local(pixels * lanes, "int32")
+        for p in range(pixels):
+            w.store(acc, p * lanes, tir.constant(0, "int32", lanes))
+        origin = w.let(y * self.step_row + x * self.step_column + vector * lanes)
+        for ky in w.unrolled(self.kernel[0], 3):
+            for kx in w.unrolled(self.kernel[1], 5):
+                weights = tir.load(f.weights, (vector * taps + ky * self.kernel[1] + kx) * lanes, lanes)
+                weights = w.let(tir.cast(weights, "int32"))
+                for p in range(pixels):
+                    place = origin + ky * self.tap_row + kx * self.tap_column + p * self.step_column
+                    taken = tir.cast(tir.load(f.input, place, lanes), "int32")
+                    w.store(acc, p * lanes, tir.load(acc, p * lanes, lanes) + taken * weights)
+        scale = w.let(tir.load(f.scales, vector * 2 * lanes, lanes))
+        offset = w.let(tir.load(f.scales, vector * 2 * lanes + lanes, lanes))
+        for p in range(pixels):
+            value = tir.load(acc, p * lanes, lanes)
+            code = rescaled(w, value, scale, offset, self.bounds, f.machine, is_wide=self.is_wide)
+            place = y * self.output.row + (x + p) * self.output.pixel + vector * lanes
+            store_part(w, f.output, place, code, kept)
+
+
+# Pools
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Maximum or rescaled sum over a window, for a rectangle of output positions.
+
+    Attributes:
+        multiplier, offset: Of the average, divided by 2**shift; without meaning for the maximum.
+    """
+
+    kind: Literal["max", "average"]
+    rows: int
+    columns: int
+    channels: int
+    kernel: tuple[int, int]
+    tap_row: int
+    tap_column: int
+    step_row: int
+    step_column: int
+    output: Map
+    bounds: Bounds
+    multiplier: float = 0.0
+    offset: float = 0.0
+    is_wide: bool = False
+
+    @property
+    def units(self) -> int:
+        return self.rows
+
+    def write(self, name: str, machine: Machine) -> Expr:
+        f = frame(name, machine)
+        with f.w.loop(f.begin, f.end) as y:
+            for x in f.w.unrolled(self.columns, 1):
+                across(f.w, self.channels, machine.lanes, lambda c, lanes, y=y, x=x: self._one(f, y, x, c, lanes))
+        return f.w.function()
+
+    def _one(self, f: Frame, y: Expr, x: Expr, c: Expr, lanes: int) -> None:
+        w, is_max = f.w, self.kind == "max"
+        kind = f.machine.activation if is_max else "int32"
+        acc = w.local(lanes, kind)
+        w.store(acc, 0, tir.constant(self.bounds.low if is_max else 0, kind, lanes))
+        origin = y * self.step_row + x * self.step_column + c
+        for ky in w.unrolled(self.kernel[0], 1):
+            for kx in w.unrolled(self.kernel[1], 1):
+                taken = tir.load(f.input, origin + ky * self.tap_row + kx * self.tap_column, lanes)
+                held = tir.load(acc, 0, lanes)
+                w.store(acc, 0, tir.largest(held, taken) if is_max else held + tir.cast(taken, "int32"))
+        value = tir.load(acc, 0, lanes)
+        if not is_max:
+            scale, offset = (tir.constant(v, "float64", lanes) for v in (self.multiplier, self.offset))
+            value = rescaled(w, value, scale, offset, self.bounds, f.machine, is_wide=self.is_wide)
+        w.store(f.output, y * self.output.row + x * self.output.pixel + c, value)
+
+
+# Elementwise
+
+
+@dataclass(frozen=True)
+class Elementwise:
+    """Something on every element of one map, or of two.
+
+    Attributes:
+        zero_points: Of the inputs, with the machine's bias.
+        multipliers: "scale": (M,); "add": (M_a, M_b); "multiply": (M,); "prelu": (M,), the channels' own in `weights`.
+        is_broadcast: The second map has one position.
+    """
+
+    kind: Literal["scale", "add", "multiply", "prelu", "table", "copy"]
+    rows: int
+    columns: int
+    channels: int
+    input: Map
+    output: Map
+    bounds: Bounds
+    second: Map = Map(0, 0)
+    zero_points: tuple[int, ...] = ()
+    multipliers: tuple[int, ...] = ()
+    shift: int = 0
+    is_broadcast: bool = False
+    repeat: tuple[int, int] = (1, 1)
+
+    @property
+    def units(self) -> int:
+        return self.rows
+
+    def write(self, name: str, machine: Machine) -> Expr:
+        f = frame(name, machine, scales="int32" if self.kind in ("prelu", "table") else "float64")
+        lanes = 1 if self.kind == "table" else 4 * machine.lanes if self.kind == "copy" else machine.lanes
+        with f.w.loop(f.begin, f.end) as y:
+            for x in f.w.unrolled(self.columns, 1):
+                source = y // self.repeat[0] * self.input.row + x // self.repeat[1] * self.input.pixel
+                target = y * self.output.row + x * self.output.pixel
+                second = 0 if self.is_broadcast else y * self.second.row + x * self.second.pixel
+
+                def one(c: Expr, n: int, source=source, target=target, second=second) -> None:  # type: ignore[no-untyped-def]
+                    value = self._value(f, source + c, second + c, c, n)
+                    f.w.store(f.output, target + c, value)
+
+                across(f.w, self.channels, lanes, one)
+        return f.w.function()
+
+    def _value(self, f: Frame, source: Expr, second: Expr, c: Expr, lanes: int) -> Expr:
+        if self.kind == "copy":
+            return tir.load(f.input, source, lanes)
+        a = f.w.let(tir.cast(tir.load(f.input, source, lanes), "int32"))
+        if self.kind == "table":
+            return tir.cast(tir.load(f.scales, a + (128 - f.machine.bias)), f.machine.activation)
+        a = self._centred(a, 0)
+        match self.kind:
+            case "scale":
+                total = a * self._multiplier(0, lanes)
+            case "add":
+                b = self._centred(tir.cast(tir.load(f.second, second, lanes), "int32"), 1)
+                total = a * self._multiplier(0, lanes) + b * self._multiplier(1, lanes)
+            case "prelu":
+                a = f.w.let(a)
+                slope = tir.select(
+                    a >= tir.constant(0, "int32", lanes), self._multiplier(0, lanes), tir.load(f.scales, c, lanes)
+                )
+                total = a * slope
+            case _:
+                b = self._centred(tir.cast(tir.load(f.second, second, lanes), "int32"), 1)
+                scale = tir.constant(self.multipliers[0] * 2.0**-self.shift, "float64", lanes)
+                exact = tir.cast(a * b, "float64") * scale
+                return rounded(f.w, exact, self.bounds, f.machine, lanes)
+        return bounded(f.w, shifted(f.w, total, self.shift), self.bounds, f.machine)
+
+    def _centred(self, value: Expr, index: int) -> Expr:
+        zero = self.zero_points[index]
+        return value - tir.constant(zero, "int32", tir.lanes_of(value)) if zero else value
+
+    def _multiplier(self, index: int, lanes: int) -> Expr:
+        return tir.constant(self.multipliers[index], "int32", lanes)
+
+
+def shifted(w: Writer, total: Expr, shift: int) -> Expr:
+    """total / 2**shift, half to even, for |total| <= 2**26."""
+    lanes = tir.lanes_of(total)
+    if shift == 0:
+        return total
+    if shift > 27:
+        return tir.constant(0, "int32", lanes)
+    total = w.let(total)
+    amount, one = tir.constant(shift, "int32", lanes), tir.constant(1, "int32", lanes)
+    odd = (total >> amount) & one
+    return (total + (odd + tir.constant((1 << (shift - 1)) - 1, "int32", lanes))) >> amount
+
+
+def across(w: Writer, count: int, lanes: int, body: Callable[[Expr, int], None]) -> None:
+    """body(first, lanes) over `count` neighbours: vectors, then smaller ones for the rest."""
+    full = count // lanes
+    for index in w.unrolled(full, 1):
+        body(index * lanes, lanes)
+    done = full * lanes
+    while done < count:
+        lanes //= 2
+        if lanes <= count - done:
+            body(tir.constant(done, "int32"), lanes)
+            done += lanes
+
+
+# Between the caller's maps [channel, y, x] and stored ones
+
+
+@dataclass(frozen=True)
+class Enter:
+    """int8 or float32 [c, y, x] to a stored map; floats are quantized by division, half to even."""
+
+    rows: int
+    columns: int
+    channels: int
+    output: Map
+    scale: float | None
+    zero_point: int
+
+    @property
+    def units(self) -> int:
+        return self.rows
+
+    def write(self, name: str, machine: Machine) -> Expr:
+        f = frame(name, machine, source="int8" if self.scale is None else "float32")
+        lanes = machine.lanes if self.channels <= _FEW else 1
+        with f.w.loop(f.begin, f.end) as y:
+            across(f.w, self.columns, lanes, lambda x, n, y=y: self._pixels(f, y, x, n))
+        return f.w.function()
+
+    def _pixels(self, f: Frame, y: Expr, x: Expr, lanes: int) -> None:
+        place = y * self.output.row + x * self.output.pixel
+        if self.channels > _FEW:
+            with f.w.loop(0, self.channels) as c:
+                f.w.store(f.output, place + c, self._codes(f, c, y, x, lanes))
+            return
+        codes = [f.w.let(self._codes(f, c, y, x, lanes)) for c in range(self.channels)]
+        if self.output.pixel == self.channels:
+            order = [c * lanes + i for i in range(lanes) for c in range(self.channels)]
+            count = lanes * self.channels
+            mixed = codes[0] if count == lanes else f.w.let(tir.shuffled(codes, order))
+            store_part(f.w, f.output, place, mixed, count) if count & (count - 1) else f.w.store(f.output, place, mixed)
+            return
+        for c, code in enumerate(codes):
+            for i in range(lanes):
+                f.w.store(f.output, place + i * self.output.pixel + c, tir.part(code, i, 1) if lanes > 1 else code)
+
+    def _codes(self, f: Frame, c: Expr, y: Expr, x: Expr, lanes: int) -> Expr:
+        raw = tir.load(f.input, (c * self.rows + y) * self.columns + x, lanes)
+        bias = f.machine.bias
+        if self.scale is None:
+            return tir.cast(tir.cast(raw, "int32") + tir.constant(bias, "int32", lanes), f.machine.activation)
+        low, high = (tir.constant(v, "float32", lanes) for v in (-1024, 1024))
+        steps = tir.clamp(raw / tir.constant(self.scale, "float32", lanes), low, high)
+        bits = tir.reinterpret(steps + tir.constant(_MAGIC32, "float32", lanes), "int32" + (f"x{lanes}" * (lanes > 1)))
+        bounds = Bounds(self.zero_point + bias - _MAGIC32_BITS, bias - 128, bias + 127)
+        return bounded(f.w, bits, bounds, f.machine)
+
+
+@dataclass(frozen=True)
+class Leave:
+    """A stored map to int8 or float32 [c, y, x]."""
+
+    rows: int
+    columns: int
+    channels: int
+    input: Map
+    scale: float | None
+    zero_point: int
+
+    @property
+    def units(self) -> int:
+        return self.rows
+
+    def write(self, name: str, machine: Machine) -> Expr:
+        f = frame(name, machine, target="int8" if self.scale is None else "float32")
+        is_vector, is_line = self.rows == self.columns == 1, self.channels == self.input.pixel == 1
+        with f.w.loop(f.begin, f.end) as y:
+            if is_vector or is_line:  # neighbours stay neighbours
+                count, source = max(self.channels, self.columns), y * self.input.row
+                across(f.w, count, machine.lanes, lambda i, n: self._store(f, source + i, y * count + i, n))
+            else:
+                with f.w.loop(0, self.channels) as c, f.w.loop(0, self.columns) as x:
+                    source = y * self.input.row + x * self.input.pixel + c
+                    self._store(f, source, (c * self.rows + y) * self.columns + x, 1)
+        return f.w.function()
+
+    def _store(self, f: Frame, source: Expr, target: Expr, lanes: int) -> None:
+        code = tir.cast(tir.load(f.input, source, lanes), "int32")
+        zero = f.machine.bias + (0 if self.scale is None else self.zero_point)
+        centred = code - tir.constant(zero, "int32", lanes) if zero else code
+        if self.scale is None:
+            value = tir.cast(centred, "int8")
+        else:
+            value = tir.cast(centred, "float32") * tir.constant(self.scale, "float32", lanes)
+        f.w.store(f.output, target, value)
