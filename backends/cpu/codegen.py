@@ -27,11 +27,12 @@ def check_installed() -> None:
 
 
 def native_cpu() -> tuple[str, frozenset[str]]:
-    """LLVM's name of this processor, and its features."""
+    """LLVM's name of this processor, and the features that it really has: a virtual machine may hide some."""
     import tvm
 
     cpu = str(tvm.get_global_func("tvm.codegen.llvm.GetHostCPUName")())
-    return cpu, features("x86_64-unknown-linux-gnu", cpu)
+    found = tvm.get_global_func("tvm.codegen.llvm.GetHostCPUFeatures")()
+    return cpu, frozenset(str(name) for name, has in found.items() if int(has))
 
 
 def features(triple: str, cpu: str) -> frozenset[str]:

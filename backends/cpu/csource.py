@@ -42,15 +42,15 @@ def program(plan: Plan, names: Names) -> str:
             "",
             "/* What thread `part` of `parts` does; all meet after each step. */",
             "static void work(unsigned char *a, const void *const *in, void *const *out, int is_float,",
-            "                 int part, int parts, struct barrier *barrier) {",
+            "                 int part, int parts, int last, struct barrier *barrier) {",
             f"    const unsigned char *c = {names.prefix}_constants;",
-            "    (void)c; (void)in; (void)out;",
+            "    (void)c; (void)in; (void)out; (void)last;",
             "    if (is_float) {",
             *_steps(plan, names, plan.enter_float),
             "    } else {",
             *_steps(plan, names, plan.enter),
             "    }",
-            *_steps(plan, names, plan.steps),
+            *_steps(plan, names, plan.steps, is_numbered=True),
             "    if (is_float) {",
             *_steps(plan, names, plan.leave_float),
             "    } else {",
@@ -67,13 +67,15 @@ def _declaration(name: str, names: Names) -> str:
     return f"void {names.prefix}_{name}({arguments});"
 
 
-def _steps(plan: Plan, names: Names, steps: Iterable[Step]) -> list[str]:
+def _steps(plan: Plan, names: Names, steps: Iterable[Step], *, is_numbered: bool = False) -> list[str]:
     lines = []
-    for step in steps:
+    for number, step in enumerate(steps):
         lines.append(f"    /* {step.layer.replace('*/', '')} */")
         lines += [_fill(plan, fill) for fill in step.fills]
         lines += [_call(plan, names, call) for call in step.calls]
         lines.append("    MEET(barrier);")
+        if is_numbered:
+            lines.append(f"    STOP({number});")
     return lines
 
 
@@ -132,7 +134,9 @@ struct barrier;
 #ifdef EDGEC_THREADS
 static void meet(struct barrier *);
 #define MEET(barrier) do { if (parts > 1) meet(barrier); } while (0)
+#define STOP(step) do { if (last == (step)) return; } while (0)
 #else
 #define MEET(barrier) (void)(barrier)
+#define STOP(step) (void)0
 #endif
 """

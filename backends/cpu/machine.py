@@ -69,12 +69,51 @@ class Machine:
         return 4 * self.lanes
 
 
-def x86(cpu: str, has: frozenset[str]) -> Machine:
-    """The best kernels for a set of LLVM features."""
+CHECKED = {
+    "sse4.1": (1, 0, "c", 19),
+    "sse4.2": (1, 0, "c", 20),
+    "popcnt": (1, 0, "c", 23),
+    "movbe": (1, 0, "c", 22),
+    "fma": (1, 0, "c", 12),
+    "avx": (1, 0, "c", 28),
+    "f16c": (1, 0, "c", 29),
+    "bmi": (7, 0, "b", 3),
+    "avx2": (7, 0, "b", 5),
+    "bmi2": (7, 0, "b", 8),
+    "avx512f": (7, 0, "b", 16),
+    "avx512dq": (7, 0, "b", 17),
+    "avx512ifma": (7, 0, "b", 21),
+    "avx512cd": (7, 0, "b", 28),
+    "avx512bw": (7, 0, "b", 30),
+    "avx512vl": (7, 0, "b", 31),
+    "avx512vbmi": (7, 0, "c", 1),
+    "avx512vbmi2": (7, 0, "c", 6),
+    "gfni": (7, 0, "c", 8),
+    "vaes": (7, 0, "c", 9),
+    "vpclmulqdq": (7, 0, "c", 10),
+    "avx512vnni": (7, 0, "c", 11),
+    "avx512bitalg": (7, 0, "c", 12),
+    "avx512vpopcntdq": (7, 0, "c", 14),
+    "avx512fp16": (7, 0, "d", 23),
+    "avxvnni": (7, 1, "a", 4),
+    "avx512bf16": (7, 1, "a", 5),
+    "lzcnt": (0x80000001, 0, "c", 5),
+}
+"""x86 features that a bundle asks its processor for when it is loaded: leaf, subleaf, register and bit of CPUID."""
+
+
+def x86(cpu: str, has: frozenset[str], features: tuple[str, ...] = ()) -> Machine:
+    """The best kernels for an x86-64 processor.
+
+    Args:
+        cpu: LLVM's name.
+        has: LLVM features that it has.
+        features: What to tell LLVM besides, such as "-avx512f" where a virtual machine hides it.
+    """
     triple = "x86_64-unknown-linux-gnu"
+    needed = tuple(name for name in CHECKED if name in has)
     if {"avx512vnni", "avx512bw", "avx512vl", "avx512dq"} <= has:
-        needed = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512vnni")
-        return Machine(triple, cpu, (), 16, 32, Dot.VPDPBUSD, "uint8", "int8", requires=needed)
-    if "avx2" in has and "fma" in has:
-        return Machine(triple, cpu, (), 8, 16, Dot.PMADDWD, "int16", "int16", requires=("avx2", "fma"))
-    return Machine(triple, cpu, (), 4, 16, Dot.MULTIPLY, "int16", "int16", requires=("sse2",))
+        return Machine(triple, cpu, features, 16, 32, Dot.VPDPBUSD, "uint8", "int8", requires=needed)
+    if {"avx2", "fma"} <= has:
+        return Machine(triple, cpu, features, 8, 16, Dot.PMADDWD, "int16", "int16", requires=needed)
+    return Machine(triple, cpu, features, 4, 16, Dot.MULTIPLY, "int16", "int16", requires=needed)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import platform
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 
 from backends.base import Tensors
 from backends.cpu import codegen, csource, link
+from backends.cpu.machine import CHECKED, Machine
 from backends.cpu.plan import Plan
 from backends.layers import Tensor
 
@@ -20,15 +23,15 @@ _ZIG_TRIPLES = {"x86_64-unknown-linux-gnu": "x86_64-linux-gnu.2.17", "aarch64-li
 
 def build(plan: Plan, name: str, folder: Path) -> Path:
     """Write sources and the shared library of a network into a folder; the library."""
-    prefix = f"edgec_{codegen.identifier(name)}"
+    prefix = prefix_of(name)
     kernels = plan.kernels()
     codegen.compile_kernels(kernels, plan.machine, f"{prefix}_", folder / "kernels.o")
     (folder / "constants.bin").write_bytes(plan.constants + bytes(64))
-    (folder / "constants.S").write_text(_constants(prefix))
+    (folder / "constants.S").write_text(_constants(prefix, plan.constants))
     (folder / f"{prefix}.h").write_text(header(plan, prefix))
     source = csource.program(plan, csource.Names(prefix, kernels))
     threads = (Path(__file__).parent / "threads.c").read_text()
-    macros = f"#define ARENA_BYTES {plan.arena.size}\n#define NAME(function) {prefix}_##function\n"
+    macros = support(plan.machine, prefix) + f"#define ARENA_BYTES {plan.arena.size}\n#define NAME(function) {prefix}_##function\n"
     (folder / f"{prefix}.c").write_text(source + macros + threads)
     library = folder / f"lib{prefix}.so"
     triple = _ZIG_TRIPLES[plan.machine.triple]
@@ -37,9 +40,52 @@ def build(plan: Plan, name: str, folder: Path) -> Path:
     return library
 
 
-def _constants(prefix: str) -> str:
+def prefix_of(name: str) -> str:
+    """What the names of a network's C functions begin with."""
+    return f"edgec_{codegen.identifier(name)}"
+
+
+def support(machine: Machine, prefix: str) -> str:
+    """A function that names what the processor lacks, or returns NULL; compiled for any processor of the kind."""
+    rows = "".join(
+        f'    {{"{name}", {leaf}u, {sub}, {"abcd".index(register)}, {bit}}},\n'
+        for name, (leaf, sub, register, bit) in CHECKED.items()
+        if name in machine.requires
+    )
+    if not machine.triple.startswith("x86_64"):
+        return f"const char *{prefix}_missing(void) {{ return NULL; }}\n"
+    wide = int(any(name.startswith("avx512") for name in machine.requires))
+    return _X86_MISSING.replace("ROWS", rows).replace("PREFIX", prefix).replace("WIDE", str(wide))
+
+
+_X86_MISSING = """#include <cpuid.h>
+static const struct { const char *name; unsigned leaf; unsigned sub; int reg; int bit; } required[] = {
+ROWS    {NULL, 0, 0, 0, 0},
+};
+
+const char *PREFIX_missing(void) {
+    unsigned r[4];
+    for (int i = 0; required[i].name; i++)
+        if (!__get_cpuid_count(required[i].leaf, required[i].sub, &r[0], &r[1], &r[2], &r[3])
+            || !(r[required[i].reg] >> required[i].bit & 1))
+            return required[i].name;
+    if (__get_cpuid(1, &r[0], &r[1], &r[2], &r[3]) && r[2] >> 27 & 1) {
+        unsigned low, high;
+        __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+        (void)high;
+        if ((low & 6) != 6 || (WIDE && (low & 0xe6) != 0xe6)) return "vector registers that the system saves";
+    }
+    return NULL;
+}
+
+"""
+
+
+def _constants(prefix: str, data: bytes) -> str:
+    """Assembly that includes the constants; their hash, since zig's cache does not look into included files."""
     return (
-        f'.section .rodata\n.globl {prefix}_constants\n.hidden {prefix}_constants\n.p2align 6\n'
+        f"/* {hashlib.sha256(data).hexdigest()} */\n"
+        f".section .rodata\n.globl {prefix}_constants\n.hidden {prefix}_constants\n.p2align 6\n"
         f'{prefix}_constants:\n.incbin "constants.bin"\n.section .note.GNU-stack,"",%progbits\n'
     )
 
@@ -69,6 +115,10 @@ void {prefix}_infer_float(void *network, const float *const *in, float *const *o
 """
 
 
+class WrongProcessorError(RuntimeError):
+    """A library that was built for another processor than this one."""
+
+
 class Library:
     """A loaded network.
 
@@ -82,7 +132,11 @@ class Library:
         self, path: Path, prefix: str, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], *, threads: int = 1
     ) -> None:
         self._inputs, self._outputs = inputs, outputs
-        library = ctypes.CDLL(str(path))
+        library = _load(path)
+        missing = getattr(library, f"{prefix}_missing")
+        missing.restype = ctypes.c_char_p
+        if lacks := missing():
+            raise _wrong(f"{path.name} needs a processor with {lacks.decode()}, which this one has not")
         self._open = getattr(library, f"{prefix}_open")
         self._open.restype = ctypes.c_void_p
         self._close = getattr(library, f"{prefix}_close")
@@ -93,6 +147,9 @@ class Library:
             function.argtypes = [ctypes.c_void_p] * 3
             function.restype = None
             self._functions[np.dtype(kind)] = function
+        self._trace = getattr(library, f"{prefix}_trace")
+        self._trace.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int]
+        self._trace.restype = ctypes.c_void_p
         self._context = self._open(threads)
         if not self._context:
             raise MemoryError(f"{path.name} found no memory for its maps")
@@ -114,8 +171,37 @@ class Library:
             self.infer([s[index] for s in sources], [r[index] for r in results])
         return {tensor.name: result for tensor, result in zip(self._outputs, results, strict=True)}
 
+    def trace(self, inputs: list[NDArray[np.int8]], step: int, name: str, plan: Plan) -> NDArray[np.int8]:
+        """int8 [C, H, W]: a map as it is in memory after one step of the plan."""
+        place, machine = plan.places[name], plan.machine
+        scratch = [np.empty(t.shape, np.int8) for t in self._outputs]
+        arena = self._trace(self._context, _pointers(inputs), _pointers(scratch), step)
+        channels, height, width = place.shape
+        size = place.origin + (height - 1) * place.map.row + (width - 1) * place.map.pixel + channels
+        start = arena + plan.arena.offsets[place.buffer]
+        stored = np.ctypeslib.as_array((ctypes.c_uint8 * (size * machine.item_bytes)).from_address(start))
+        flat = stored.view(machine.activation)[place.origin :].astype(np.int32)
+        strides = (4, 4 * place.map.row, 4 * place.map.pixel)
+        view = np.lib.stride_tricks.as_strided(flat, place.shape, strides)
+        return (view - machine.bias).astype(np.int8)
+
     def infer(self, inputs: list[NDArray], outputs: list[NDArray]) -> None:
         """One sample: C-contiguous int8 or float32 [C, H, W] arrays, in the order of the graph."""
-        into = (ctypes.c_void_p * len(inputs))(*(x.ctypes.data for x in inputs))
-        out = (ctypes.c_void_p * len(outputs))(*(y.ctypes.data for y in outputs))
-        self._functions[inputs[0].dtype](self._context, into, out)
+        self._functions[inputs[0].dtype](self._context, _pointers(inputs), _pointers(outputs))
+
+
+def _pointers(arrays: list[NDArray]) -> ctypes.Array:
+    return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError as error:
+        raise _wrong(f"{path.name} cannot be loaded on this {platform.machine()} machine: {error}") from error
+
+
+def _wrong(message: str) -> WrongProcessorError:
+    error = WrongProcessorError(message)
+    error.add_note("remedy: compile again here, or with --mcpu for this processor")
+    return error
