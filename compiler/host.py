@@ -34,8 +34,8 @@ class Host:
         self, lowered: Lowered, inputs: Mapping[str, tuple[int, ...]], outputs: tuple[str, ...], *, threads: int = 1
     ) -> None:
         self._lowered, self._inputs, self._outputs = lowered, dict(inputs), outputs
-        self._head = _session(lowered.head, threads)
-        self._tail = _session(lowered.tail, threads)
+        self._head = session(lowered.head, threads)
+        self._tail = session(lowered.tail, threads)
 
     def prepare(self, samples: Mapping[str, NDArray[np.float32]]) -> Tensors:
         """Head and quantization.
@@ -96,7 +96,7 @@ def dequantize(codes: NDArray[np.int8], tensor: Tensor) -> NDArray[np.float32]:
     return (codes.astype(np.int32) - tensor.zero_point).astype(np.float32) * np.float32(tensor.scale)
 
 
-def _session(model: ir.Model | None, threads: int) -> onnxruntime.InferenceSession | None:
+def session(model: ir.Model | None, threads: int) -> onnxruntime.InferenceSession | None:
     if model is None:
         return None
     options = onnxruntime.SessionOptions()

@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from backends.base import DoesNotFitError
-from compiler import artefact, calibration, container, costs, doctor, quality, simulation, stored, targets
+from compiler import artefact, calibration, container, costs, cpu, doctor, quality, simulation, stored, targets
 from compiler.artefact import Manifest, Preprocessing
 from compiler.calibration import ImageOptions, Samples
 from compiler.compression import CompressOptions, compress_network, read_parts
@@ -48,7 +48,8 @@ class CompileOptions:
         scale, mean: Preprocessing, x = (sample - mean) * scale.
         images: How the images of a folder become samples.
         compression: Budgets and bits, where weights are not simply 8 bits wide; its samples are these.
-        verify: Simulate the result.
+        verify: Simulate the result, or run it.
+        mcpu: Processor of a CPU target, by LLVM's name; None is this one.
     """
 
     target: str = "fpga"
@@ -62,6 +63,7 @@ class CompileOptions:
     images: ImageOptions = ImageOptions()
     compression: CompressOptions | None = None
     verify: bool = True
+    mcpu: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +117,9 @@ def compile(path: Path, destination: Path, options: CompileOptions, progress: Pr
             few = {name: values[:SHORT_SAMPLES] for name, values in inputs.items()}
             verdict = simulation.verify(folder, network.lowered.graph, few, random=SHORT_RANDOM, progress=progress)
             report = replace(report, verify=verdict)
+        elif options.verify and (folder / artefact.CPU).is_dir():
+            few = {name: values[:SHORT_SAMPLES] for name, values in inputs.items()}
+            report = replace(report, verify=cpu.verify(folder, network.lowered.graph, few, random=SHORT_RANDOM))
         (folder / artefact.REPORT_JSON).write_text(to_json(report), encoding="utf-8")
         (folder / artefact.REPORT_HTML).write_text(to_html(report), encoding="utf-8")
         artefact.seal(folder, _manifest(network, report, options))
@@ -244,6 +249,7 @@ def describe(
         accuracy=accuracy,
         passes=tuple(PassRow(p.name, len(p.changed), dict(p.skipped), dict(p.metrics)) for p in network.passes),
         missed=network.missed,
+        footprint=plan.footprint,
         warnings=() if is_check else samples.warnings,
         tools=doctor.tool_versions(),
     )
@@ -282,6 +288,7 @@ def _manifest(network: Network, report: CompileReport, options: CompileOptions) 
     told = {
         "array": report.target.array,
         "dense": str(options.dense).lower(),
+        **({"mcpu": report.target.config["mcpu"]} if "mcpu" in report.target.config else {}),
         "calibration": report.calibration["source"],
         **(options.compression.facts() if options.compression else {}),
     }

@@ -185,6 +185,7 @@ class CompileReport:
         weight_bytes: Dense int8 weights.
         stored_weight_bytes: Of the weight streams: zero blocks left out, partial blocks filled up.
         missed: One sentence for each budget that is exceeded.
+        footprint: Bytes of a CPU target by what they hold; empty for hardware.
     """
 
     edgec: str
@@ -207,6 +208,7 @@ class CompileReport:
     passes: tuple[PassRow, ...] = ()
     missed: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    footprint: Mapping[str, int] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -320,6 +322,9 @@ def summary(report: CompileReport) -> list[tuple[str, str]]:
         lines.append(("cycles", f"{report.cycles:,}{use if report.utilisation else ''}"))
     if report.multipliers is not None:
         lines.append(("multipliers", f"{report.multipliers:,}"))
+    if report.footprint:
+        parts = (f"{name.removesuffix('_bytes')} {size:,}" for name, size in report.footprint.items())
+        lines.append(("bytes", ", ".join(parts)))
     if report.memory:
         lines.append(("memory", ", ".join(f"{m.memory} {percent(m.used / m.available)}" for m in report.memory)))
     for metric in dict.fromkeys(row.metric for row in report.accuracy):
@@ -333,6 +338,8 @@ def verdict(verify: VerifyFacts | None) -> str:
     """One sentence."""
     if verify is None:
         return "no (not simulated)"
+    if verify.passed and not verify.instructions:
+        return f"{verify.elements:,} elements of {verify.inputs} inputs equal to the reference"
     if verify.passed:
         return (
             f"{verify.elements:,} elements of {verify.inputs} inputs equal to the reference, "

@@ -127,7 +127,7 @@ def verify(
         samples: int8 [N, C, H, W] of each input; N may be 0.
         random: How many random inputs are added.
     """
-    inputs = _with_random(graph, samples, random)
+    inputs = with_random(graph, samples, random)
     total = len(next(iter(inputs.values())))
     found: list[judge.Verdict] = []
     mismatches: list[judge.Mismatch] = []
@@ -176,7 +176,7 @@ def _facts(
     )
 
 
-def _with_random(graph: LayerGraph, samples: Maps, random: int) -> Maps:
+def with_random(graph: LayerGraph, samples: Maps, random: int) -> Maps:
     """The samples, then `random` inputs of uniform bytes."""
     generator = np.random.default_rng(_SEED)
     noise = {t.name: generator.integers(-128, 128, (random, *t.shape), np.int8) for t in graph.inputs}

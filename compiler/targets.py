@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 from backends.base import Capabilities, Estimate, raise_unsupported
+from backends.cpu import backend as cpu_backend
+from backends.cpu import plan as cpu_plan
+from backends.cpu.machine import Machine
 from backends.fpga import program as fpga_program
 from backends.fpga.backend import FpgaBackend
 from backends.fpga.emit import emit
@@ -16,7 +19,7 @@ from backends.fpga.estimate import estimate, operation_costs
 from backends.fpga.host.emit import emit_host
 from backends.fpga.schedule import Options
 from backends.layers import LayerGraph, macs
-from compiler import costs
+from compiler import artefact, costs
 from compiler.costs import Step
 from compiler.report import TargetFacts
 from hw.config import AcceleratorConfig, ConfigError, array_config
@@ -24,6 +27,7 @@ from sim.program import Program
 
 NAMES = {
     "fpga": "an accelerator generated in Amaranth, as Verilog, with its program and memory images",
+    "cpu": "this or another x86-64 processor: a shared library with integer kernels, C sources around them",
     "reference": "the integer arithmetic in numpy; quantized model and accuracy only",
 }
 MEMORIES = {
@@ -61,6 +65,8 @@ class Choices(Protocol):
     def memory(self) -> Mapping[str, int]: ...
     @property
     def dense(self) -> bool: ...
+    @property
+    def mcpu(self) -> str | None: ...
 
 
 class Plan(Protocol):
@@ -80,6 +86,10 @@ class Plan(Protocol):
         Raises:
             DoesNotFitError: The target's memories are too small; names the layer.
         """
+
+    @property
+    def footprint(self) -> Mapping[str, int]:
+        """Bytes of a CPU target by what they hold."""
 
     def build(self, folder: Path) -> None:
         """Write the target's files into an artefact."""
@@ -120,6 +130,8 @@ def make(options: Choices) -> Target:
         except ConfigError as refusal:
             refusal.add_note("remedy: correct --array (pixels x rows, for example 16x8) or --memory")
             raise
+    if options.target == "cpu":
+        return _cpu(options)
     if options.target == "reference":
         return Reference()
     error = OptionError(f"target must be one of {', '.join(NAMES)}, not {options.target!r}")
@@ -141,6 +153,10 @@ class ReferencePlan:
     def estimate(self) -> Estimate:
         work = sum(map(macs, self.graph.layers))
         return Estimate(macs=work, weight_bytes=sum(map(costs.weight_bytes, self.graph.layers)))
+
+    @property
+    def footprint(self) -> Mapping[str, int]:
+        return {}
 
     def program(self) -> None:
         return None
@@ -164,6 +180,67 @@ class Reference:
 
 
 @dataclass(frozen=True, eq=False)
+class CpuPlan:
+    """A network with its layouts, kernels and memory chosen."""
+
+    planned: cpu_plan.Plan
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return costs.steps_of(self.planned.graph)
+
+    @property
+    def estimate(self) -> Estimate:
+        work = sum(map(macs, self.planned.graph.layers))
+        return Estimate(macs=work, weight_bytes=self.planned.weight_bytes)
+
+    @property
+    def footprint(self) -> Mapping[str, int]:
+        plan = self.planned
+        return {
+            "arena_bytes": plan.arena.size,
+            "constant_bytes": len(plan.constants),
+            "weight_bytes": plan.weight_bytes,
+        }
+
+    def program(self) -> None:
+        return None
+
+    def build(self, folder: Path) -> None:
+        bundle = folder / artefact.CPU
+        bundle.mkdir()
+        cpu_backend.write(self.planned, bundle)
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """A processor that runs Linux."""
+
+    machine: Machine
+    is_hardware: bool = False
+    capabilities: Capabilities = INT8
+
+    def facts(self) -> TargetFacts:
+        machine = self.machine
+        config = {"mcpu": machine.cpu, "triple": machine.triple, "dot": machine.dot.value, "lanes": machine.lanes}
+        return TargetFacts("cpu", config=config)
+
+    def plan(self, graph: LayerGraph) -> CpuPlan:
+        raise_unsupported(cpu_backend.CpuBackend(self.machine), graph)
+        return CpuPlan(cpu_plan.make_plan(graph, self.machine))
+
+
+def _cpu(options: Choices) -> Cpu:
+    try:
+        return Cpu(cpu_backend.machine(options.mcpu))
+    except ValueError as refusal:
+        error = OptionError(str(refusal))
+        for note in getattr(refusal, "__notes__", ()):
+            error.add_note(note)
+        raise error from refusal
+
+
+@dataclass(frozen=True, eq=False)
 class FpgaPlan:
     """A network that is scheduled for an accelerator."""
 
@@ -184,6 +261,10 @@ class FpgaPlan:
     @cached_property
     def _placed(self) -> Program:
         return fpga_program.place(self.planned, self.config)
+
+    @property
+    def footprint(self) -> Mapping[str, int]:
+        return {}
 
     def program(self) -> Program:
         return self._placed

@@ -8,9 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
-from tvm import ir, tirx
+
+class _Late:
+    """A module that is imported when it is first used: loading TVM takes seconds, and what only runs needs none."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(import_module(self._name), attribute)
+
+
+ir, tirx = _Late("tvm.ir"), _Late("tvm.tirx")
 
 Expr = Any
 """A TIR expression; TVM's classes have no useful types."""
