@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from backends.cpu import backend
@@ -17,6 +18,7 @@ from compiler.lowering import Cut
 from compiler.report import VerifyFacts
 from compiler.simulation import Maps, with_random
 from compiler.stored import Stored
+from passes.graph import constant, shape_of
 
 _SHOWN = 8
 
@@ -62,22 +64,23 @@ class Session:
 
     def __init__(self, opened: Stored, *, threads: int = 1) -> None:
         lowered = opened.lowered
-        self._graph, self._ins, self._outs = lowered.graph, lowered.inputs, lowered.outputs
+        self._graph, self._outs = lowered.graph, lowered.outputs
         self._library = backend.load(opened.folder / artefact.CPU, lowered.graph, threads=threads)
-        self._head, self._tail = session(lowered.head, threads), session(lowered.tail, threads)
-        self._shapes = {str(v.name): tuple(d if isinstance(d, int) else 1 for d in v.shape or ())
-                        for v in opened.quantized.graph.inputs}  # fmt: skip
+        self._head, self._tail = _Part(lowered.head, threads), _Part(lowered.tail, threads)
+        self._shapes = {str(v.name): shape_of(v) or () for v in opened.quantized.graph.inputs}
         self._names = [str(value.name) for value in opened.quantized.graph.outputs]
-        self._fed = {} if self._tail is None else {node.name for node in self._tail.get_inputs()}
-        self._tail_names = [] if self._tail is None else [node.name for node in self._tail.get_outputs()]
-        self._sources = {cut.tensor.name: cut for cut in lowered.inputs}
+        sources = {cut.tensor.name: cut for cut in lowered.inputs}
+        self._ins = [sources[tensor.name] for tensor in lowered.graph.inputs]
+        self._index = {tensor.name: i for i, tensor in enumerate(lowered.graph.outputs)}
+        self._maps = self._new_maps()
+        self._keeps = self._tail.is_none and any(cut.view.order is None for cut in lowered.outputs)
 
     def close(self) -> None:
         """Stop its threads."""
         self._library.close()
 
     def run(self, samples: Mapping[str, NDArray[np.float32]]) -> Floats:
-        """One sample.
+        """One sample; one call at a time.
 
         Args:
             samples: float32 by network input, with a batch axis of 1.
@@ -89,22 +92,17 @@ class Session:
             HostError: An input is missing, or of another shape or type, or has a value that is not a number.
         """
         values: Floats = {name: self._checked(name, shape, samples) for name, shape in self._shapes.items()}
-        if self._head is not None:
-            names = [node.name for node in self._head.get_outputs()]
-            fed = {node.name: values[node.name] for node in self._head.get_inputs()}
-            values.update(zip(names, self._head.run(names, fed), strict=True))
-        inputs = [_map_of(self._sources[t.name], values) for t in self._graph.inputs]
-        maps = [np.empty(tensor.shape, np.float32) for tensor in self._graph.outputs]
-        self._library.infer(inputs, maps)
-        by_name = {tensor.name: made for tensor, made in zip(self._graph.outputs, maps, strict=True)}
+        self._head.run(values)
+        maps = self._new_maps() if self._keeps else self._maps
+        self._library.infer([_map_of(cut, values) for cut in self._ins], maps)
         for cut in self._outs:
-            flat = by_name[cut.tensor.name]
-            order = cut.view.order
+            flat, order = maps[self._index[cut.tensor.name]], cut.view.order
             values[cut.value] = (flat if order is None else flat.reshape(-1)[order]).reshape(cut.view.shape)
-        if self._tail is not None:
-            fed = {name: values[name] for name in self._fed}
-            values.update(zip(self._tail_names, self._tail.run(self._tail_names, fed), strict=True))
+        self._tail.run(values)
         return {name: values[name] for name in self._names}
+
+    def _new_maps(self) -> list[NDArray[np.float32]]:
+        return [np.empty(tensor.shape, np.float32) for tensor in self._graph.outputs]
 
     def _checked(self, name: str, shape: tuple[int, ...], samples: Mapping[str, NDArray]) -> NDArray[np.float32]:
         if name not in samples:
@@ -115,6 +113,52 @@ class Session:
         if np.isnan(value.max(initial=0)):
             raise HostError(f"input '{name}' has a value that is not a number")
         return value
+
+
+class _Part:
+    """A float model beside the integers: elementwise arithmetic in numpy, which gives the same bits, else onnxruntime.
+
+    Calling onnxruntime takes about as long as a small network.
+    """
+
+    def __init__(self, model: ir.Model | None, threads: int) -> None:
+        self.is_none = model is None
+        self._steps = None if model is None else _in_numpy(model)
+        made = session(model, threads) if self._steps is None else None
+        if made is not None:
+            self._run = made.run
+            self._fed = [node.name for node in made.get_inputs()]
+            self._names = [node.name for node in made.get_outputs()]
+
+    def run(self, values: Floats) -> None:
+        """Add its outputs to `values`."""
+        if self.is_none:
+            return
+        if self._steps is not None:
+            for name, function, operands in self._steps:
+                a, b = (values[x] if isinstance(x, str) else x for x in operands)
+                values[name] = function(a, b)
+            return
+        fed = {name: values[name] for name in self._fed}
+        values.update(zip(self._names, self._run(self._names, fed), strict=True))
+
+
+_FUNCTIONS = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}
+
+
+def _in_numpy(model: ir.Model) -> list[tuple[str, np.ufunc, list[str | NDArray]]] | None:
+    """(output, function, operands) of each node, or None if there is a node of another kind."""
+    steps = []
+    for node in model.graph:
+        if node.op_type not in _FUNCTIONS:
+            return None
+        operands: list[str | NDArray] = []
+        for value in node.inputs:
+            assert value is not None
+            held = constant(value)
+            operands.append(str(value.name) if held is None else held)
+        steps.append((str(node.outputs[0].name), _FUNCTIONS[node.op_type], operands))
+    return steps
 
 
 def _map_of(cut: Cut, values: Floats) -> NDArray[np.float32]:

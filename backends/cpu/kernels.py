@@ -69,7 +69,7 @@ class Frame:
 
 
 def frame(name: str, machine: Machine, *, source: str = "", target: str = "", scales: str = "float64") -> Frame:
-    w = Writer(name)
+    w = Writer(name, machine.index)
     act = machine.activation
     return Frame(
         w,
@@ -162,7 +162,7 @@ class Conv:
                 with f.w.loop(f.begin, stop) as block:
                     self._row(f, y, block * self.vectors, self.vectors, is_last=False)
             if rest:
-                with f.w.loop(tir.largest(f.begin, tir.constant(full, "int32")), f.end):
+                with f.w.loop(tir.largest(f.begin, tir.constant(full, f.machine.index)), f.end):
                     self._row(f, y, full * self.vectors, rest, is_last=True)
 
     def _row(self, f: Frame, y: Expr, first: Expr, vectors: int, *, is_last: bool) -> None:
@@ -251,21 +251,43 @@ def rescaled(
     w: Writer, acc: Expr, scale: Expr, offset: Expr, bounds: Bounds, machine: Machine, *, is_wide: bool = False
 ) -> Expr:
     """int32 accumulators to stored activations; `scale` and `offset` are float64, divided by 2**S."""
-    lanes = tir.lanes_of(acc)
-    exact = tir.intrinsic(tir.dtype_of(scale), "llvm.fmuladd", tir.cast(acc, "float64"), scale, offset)
-    return rounded(w, exact, bounds, machine, lanes, is_wide=is_wide)
+
+    def exact(first: int, count: int) -> Expr:
+        a, s, o = (tir.part(value, first, count) for value in (acc, scale, offset))
+        return tir.intrinsic(tir.dtype_of(s), "llvm.fmuladd", tir.cast(a, "float64"), s, o)
+
+    return rounded(w, exact, tir.lanes_of(acc), bounds, machine, is_wide=is_wide)
 
 
 def rounded(
-    w: Writer, exact: Expr, bounds: Bounds, machine: Machine, lanes: int, *, is_wide: bool = False
+    w: Writer,
+    exact: Callable[[int, int], Expr],
+    lanes: int,
+    bounds: Bounds,
+    machine: Machine,
+    *,
+    is_wide: bool = False,
 ) -> Expr:
-    """float64 to stored activations, half to even."""
+    """float64 to stored activations, half to even; exact(first, count) is some of the lanes.
+
+    Two vectors of float64 make one of int32: every second element of their bits.
+    """
+    parts = [(0, lanes)] if lanes < 4 else [(0, lanes // 2), (lanes // 2, lanes // 2)]
+    words = [_low_words(exact(first, count), is_wide=is_wide) for first, count in parts]
+    value = tir.shuffled(words, list(range(0, 2 * lanes, 2))) if lanes > 1 else words[0]
+    return bounded(w, value, bounds, machine)
+
+
+def _low_words(exact: Expr, *, is_wide: bool) -> Expr:
+    """Rounded float64 as int32, each beside a word without meaning; one lane alone."""
+    lanes = tir.lanes_of(exact)
     if is_wide:  # beyond int32: bring it near the bounds first, which changes no result
-        most = tir.constant(1 << 20, "float64", lanes)
-        exact = tir.clamp(exact, tir.constant(-(1 << 20), "float64", lanes), most)
+        low, high = (tir.constant(v, "float64", lanes) for v in (-(1 << 20), 1 << 20))
+        exact = tir.clamp(exact, low, high)
     shifted = exact + tir.constant(_MAGIC64, "float64", lanes)
-    bits = tir.reinterpret(shifted, "int64" if lanes == 1 else f"int64x{lanes}")
-    return bounded(w, tir.cast(bits, "int32"), bounds, machine)
+    if lanes == 1:
+        return tir.cast(tir.reinterpret(shifted, "int64"), "int32")
+    return tir.reinterpret(shifted, f"int32x{2 * lanes}")
 
 
 def bounded(w: Writer, value: Expr, bounds: Bounds, machine: Machine) -> Expr:
@@ -295,7 +317,8 @@ def store_part(w: Writer, buffer: Expr, place: Expr, value: Expr, count: int) ->
 class Depthwise:
     """Each channel on its own; vectors of channels, tiles of pixels.
 
-    Weights: [vector of channels][tap][lane]; scales as in Conv.
+    Kernel rows are summed in groups, as the dot instruction does. Weights: [vector of channels][group of kernel rows]
+    [kernel column][lane][row of the group]; scales as in Conv.
     """
 
     rows: int
@@ -334,27 +357,54 @@ class Depthwise:
             self._tile(f, y, full * self.pixels, rest, vector, kept)
 
     def _tile(self, f: Frame, y: Expr, x: Expr, pixels: int, vector: Expr, kept: int) -> None:
-        w, lanes = f.w, self.lanes
-        taps = self.kernel[0] * self.kernel[1]
-        acc = w.local(pixels * lanes, "int32")
-        for p in range(pixels):
-            w.store(acc, p * lanes, tir.constant(0, "int32", lanes))
+        w, lanes, group = f.w, self.lanes, f.machine.dot.group
+        taps = -(-self.kernel[0] // group) * self.kernel[1]
+        acc: list[Expr] = [tir.constant(0, "int32", lanes)] * pixels
         origin = w.let(y * self.step_row + x * self.step_column + vector * lanes)
-        for ky in w.unrolled(self.kernel[0], 3):
-            for kx in w.unrolled(self.kernel[1], 5):
-                weights = tir.load(f.weights, (vector * taps + ky * self.kernel[1] + kx) * lanes, lanes)
-                weights = w.let(tir.cast(weights, "int32"))
-                for p in range(pixels):
-                    place = origin + ky * self.tap_row + kx * self.tap_column + p * self.step_column
-                    taken = tir.cast(tir.load(f.input, place, lanes), "int32")
-                    w.store(acc, p * lanes, tir.load(acc, p * lanes, lanes) + taken * weights)
+        for first in range(0, self.kernel[0], group):
+            rows = range(first, min(first + group, self.kernel[0]))
+            weights = [
+                w.let(tir.load(f.weights, (vector * taps + first // group * self.kernel[1] + kx) * size, size))
+                for size in (lanes * group,)
+                for kx in range(self.kernel[1])
+            ]
+            for column, uses in self._columns(pixels).items():
+                places = [origin + (ky * self.tap_row + column) for ky in rows]
+                taken = w.let(interleaved(f, [w.let(tir.load(f.input, place, lanes)) for place in places]))
+                for p, kx in uses:
+                    acc[p] = w.let(dot(f.machine, acc[p], taken, weights[kx]))
         scale = w.let(tir.load(f.scales, vector * 2 * lanes, lanes))
         offset = w.let(tir.load(f.scales, vector * 2 * lanes + lanes, lanes))
         for p in range(pixels):
-            value = tir.load(acc, p * lanes, lanes)
-            code = rescaled(w, value, scale, offset, self.bounds, f.machine, is_wide=self.is_wide)
+            code = rescaled(w, acc[p], scale, offset, self.bounds, f.machine, is_wide=self.is_wide)
             place = y * self.output.row + (x + p) * self.output.pixel + vector * lanes
             store_part(w, f.output, place, code, kept)
+
+    def _columns(self, pixels: int) -> dict[int, list[tuple[int, int]]]:
+        """Input columns of a tile, in elements from its origin, to the (pixel, kernel column) pairs that read them."""
+        found: dict[int, list[tuple[int, int]]] = {}
+        for p in range(pixels):
+            for kx in range(self.kernel[1]):
+                found.setdefault(p * self.step_column + kx * self.tap_column, []).append((p, kx))
+        return dict(sorted(found.items()))
+
+
+def interleaved(f: Frame, rows: list[Expr]) -> Expr:
+    """Up to a group of vectors, as the dot instruction takes them: element i of each is beside the others'."""
+    group, lanes = f.machine.dot.group, tir.lanes_of(rows[0])
+    if group == 1:
+        return tir.cast(rows[0], "int32")
+    if len(rows) == 1:  # widening is the same, and one instruction
+        wide = tir.cast(rows[0], "int32")
+        return tir.reinterpret(wide, f"{signed(f.machine)}x{group * lanes}")
+    filled = [*rows, *[rows[-1]] * (group - len(rows))]  # the weights of the repeated ones are 0
+    mixed = tir.shuffled(filled, [row * lanes + lane for lane in range(lanes) for row in range(group)])
+    return tir.reinterpret(mixed, f"{signed(f.machine)}x{group * lanes}")
+
+
+def signed(machine: Machine) -> str:
+    """Element type of a dot instruction's operands, as LLVM declares them."""
+    return "int16" if machine.activation == "int16" else "int8"
 
 
 # Pools
@@ -480,9 +530,13 @@ class Elementwise:
                 total = a * slope
             case _:
                 b = self._centred(tir.cast(tir.load(f.second, second, lanes), "int32"), 1)
-                scale = tir.constant(self.multipliers[0] * 2.0**-self.shift, "float64", lanes)
-                exact = tir.cast(a * b, "float64") * scale
-                return rounded(f.w, exact, self.bounds, f.machine, lanes)
+                product, scale = f.w.let(a * b), self.multipliers[0] * 2.0**-self.shift
+
+                def exact(first: int, count: int) -> Expr:
+                    value = tir.cast(tir.part(product, first, count), "float64")
+                    return value * tir.constant(scale, "float64", count)
+
+                return rounded(f.w, exact, lanes, self.bounds, f.machine)
         return bounded(f.w, shifted(f.w, total, self.shift), self.bounds, f.machine)
 
     def _centred(self, value: Expr, index: int) -> Expr:
@@ -515,7 +569,7 @@ def across(w: Writer, count: int, lanes: int, body: Callable[[Expr, int], None])
     while done < count:
         lanes //= 2
         if lanes <= count - done:
-            body(tir.constant(done, "int32"), lanes)
+            body(done, lanes)
             done += lanes
 
 

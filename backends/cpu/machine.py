@@ -51,6 +51,11 @@ class Machine:
     requires: tuple[str, ...] = field(default=())
 
     @property
+    def index(self) -> str:
+        """Type of loop counters and addresses."""
+        return "int32" if self.triple.startswith(("arm", "thumb")) else "int64"
+
+    @property
     def bias(self) -> int:
         """Added to an int8 value where it is stored."""
         return 128 if self.activation == "uint8" else 0

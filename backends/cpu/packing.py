@@ -77,12 +77,13 @@ def dense(machine: Machine, weights: NDArray[np.int8]) -> NDArray[np.generic]:
 
 
 def depthwise(machine: Machine, weights: NDArray[np.int8]) -> NDArray[np.generic]:
-    """[channel, 1, ky, kx] to [vector][tap][lane]."""
-    lanes, taps = machine.lanes, weights[0].size
-    vectors = -(-len(weights) // lanes)
-    padded = np.zeros((vectors * lanes, taps), machine.weight)
-    padded[: len(weights)] = weights.reshape(len(weights), taps)
-    return padded.reshape(vectors, lanes, taps).transpose(0, 2, 1)
+    """[channel, 1, ky, kx] to [vector][group of ky][kx][lane][ky of the group]."""
+    lanes, group = machine.lanes, machine.dot.group
+    channels, _, height, width = weights.shape
+    vectors, groups = -(-channels // lanes), -(-height // group)
+    padded = np.zeros((vectors * lanes, groups * group, width), machine.weight)
+    padded[:channels, :height] = weights[:, 0]
+    return padded.reshape(vectors, lanes, groups, group, width).transpose(0, 2, 4, 1, 3)
 
 
 def tile(machine: Machine, channels: int, columns: int) -> tuple[int, int]:
@@ -111,5 +112,5 @@ def _cost(pixels: int, vectors: int) -> float:
 
 def depthwise_pixels(machine: Machine, columns: int) -> int:
     """Output pixels side by side; neighbours share loads."""
-    most = max(1, min(columns, machine.registers // 4))
+    most = max(1, min(columns, machine.registers // 3))
     return min(range(1, most + 1), key=lambda pixels: (-(-columns // pixels) * (pixels + 1), -pixels))

@@ -191,7 +191,8 @@ class Library:
 
 
 def _pointers(arrays: list[NDArray]) -> ctypes.Array:
-    return (ctypes.c_void_p * len(arrays))(*(array.ctypes.data for array in arrays))
+    """`__array_interface__` is several times faster than `.ctypes.data`: this is on the path of every inference."""
+    return (ctypes.c_void_p * len(arrays))(*[array.__array_interface__["data"][0] for array in arrays])
 
 
 def _load(path: Path) -> ctypes.CDLL:

@@ -32,10 +32,10 @@ _PLAIN_C = 2
 
 
 class Writer:
-    """One function `name(parameters...)` being written, statement by statement."""
+    """One function `name(parameters...)` being written, statement by statement; `index` is the type of loop counters."""
 
-    def __init__(self, name: str, *, is_restrict: bool = True) -> None:
-        self.name, self._is_restrict = name, is_restrict
+    def __init__(self, name: str, index: str) -> None:
+        self.name, self._index = name, index
         self._parameters: list[Any] = []
         self._head: list[Any] = []
         self._blocks: list[list[Any]] = [[]]
@@ -52,17 +52,21 @@ class Writer:
         return buffer
 
     def integer(self, name: str) -> Expr:
-        """A parameter `int32_t name`."""
+        """A parameter `int32_t name`, as an index."""
         variable = tirx.Var(name, "int32")
         self._parameters.append(variable)
-        return variable
+        if self._index == "int32":
+            return variable
+        wide = tirx.Var(f"{name}_index", self._index)
+        self._head.append(tirx.Bind(wide, tirx.Cast(self._index, variable)))
+        return wide
 
     def function(self) -> Any:
         """The finished PrimFunc."""
         (body,) = self._blocks
         made = tirx.PrimFunc(self._parameters, _sequence([*self._head, *body]))
         made = made.with_attr("global_symbol", self.name).with_attr("calling_conv", _PLAIN_C)
-        return made.with_attr("tirx.noalias", True) if self._is_restrict else made
+        return made.with_attr("tirx.noalias", True)
 
     # Statements.
 
@@ -70,12 +74,13 @@ class Writer:
     def loop(self, start: Expr, stop: Expr) -> Iterator[Expr]:
         """for (i = start; i < stop; i++)."""
         self._count += 1
-        variable = tirx.Var(f"i{self._count}", "int32")
+        variable = tirx.Var(f"i{self._count}", self._index)
         self._blocks.append([])
         yield variable
         body = _sequence(self._blocks.pop())
         extent = stop - start if not (isinstance(start, int) and start == 0) else stop
-        self._add(tirx.For(variable, _index(start), _index(extent), tirx.ForKind.SERIAL, body))
+        limits = [tirx.IntImm(self._index, v) if isinstance(v, int) else v for v in (start, extent)]
+        self._add(tirx.For(variable, *limits, tirx.ForKind.SERIAL, body))
 
     def unrolled(self, count: int, most: int) -> Iterator[Expr]:
         """Indices 0 to count - 1: written out if they are few, else one loop."""
@@ -144,6 +149,8 @@ def part(vector: Expr, first: int, count: int) -> Expr:
     """`count` neighbouring lanes of a vector."""
     if count == lanes_of(vector):
         return vector
+    if isinstance(vector, tirx.Broadcast):
+        return spread(vector.value, count)
     return tirx.Shuffle([vector], [_index(first + i) for i in range(count)])
 
 
@@ -183,7 +190,8 @@ def _index(value: Expr) -> Expr:
 
 
 def _span(index: Expr, lanes: int) -> Expr:
-    return _index(index) if lanes == 1 else tirx.Ramp(_index(index), _index(1), lanes)
+    first = _index(index)
+    return first if lanes == 1 else tirx.Ramp(first, tirx.IntImm(dtype_of(first), 1), lanes)
 
 
 def _sequence(statements: list[Any]) -> Any:
