@@ -16,6 +16,10 @@ from backends.cpu.machine import Machine
 from backends.layers import LayerGraph, Pads, Requantize, Tensor
 
 
+_CHUNK_WORK, _MOST_CHUNKS = 16_000, 16
+"""Vector instructions of a chunk (some microseconds), and chunks of a step."""
+
+
 @dataclass(frozen=True)
 class Border:
     """What surrounds a stored map: elements on each side, all of one stored value."""
@@ -79,11 +83,22 @@ class Fill:
 
 @dataclass(frozen=True)
 class Step:
-    """Calls that do not depend on each other; the next step waits for all of them."""
+    """Calls that do not depend on each other; the next step waits for all of them.
+
+    Attributes:
+        work: About how many vector instructions, to know whether sharing it is worth the trouble.
+    """
 
     layer: str
     calls: tuple[Call, ...]
     fills: tuple[Fill, ...] = ()
+    work: int = 0
+
+    @property
+    def chunks(self) -> int:
+        """Pieces that threads may take: each large beside the cost of taking it."""
+        units = max(call.kernel.units for call in self.calls)
+        return max(1, min(units, _MOST_CHUNKS, self.work // _CHUNK_WORK))
 
 
 @dataclass(frozen=True)
@@ -155,7 +170,7 @@ class _Planner:
         enter = tuple(self._enter(i, t, None) for i, t in enumerate(self.graph.inputs))
         enter_float = tuple(self._enter(i, t, t.scale) for i, t in enumerate(self.graph.inputs))
         for layer in self.graph.layers:
-            self.steps.append(self._step(layer))
+            self.steps.append(replace(self._step(layer), work=self._work(layer)))
         leave = tuple(self._leave(i, t, None) for i, t in enumerate(self.graph.outputs))
         leave_float = tuple(self._leave(i, t, t.scale) for i, t in enumerate(self.graph.outputs))
         steps = tuple(self.steps)
@@ -166,6 +181,11 @@ class _Planner:
             self.graph, self.machine, steps, enter, leave, enter_float, leave_float,
             arena, bytes(self.constants.data), self.weight_bytes, self.places,
         )  # fmt: skip
+
+    def _work(self, layer: layers.Layer) -> int:
+        """Vector instructions: products, and about ten for each vector of results."""
+        vectors = layer.output.size // self.machine.lanes
+        return layers.macs(layer) // (self.machine.lanes * self.machine.dot.group) + 10 * vectors
 
     # Layout.
 
@@ -209,13 +229,14 @@ class _Planner:
         kernel = kernels.Enter(height, width, channels, place.map, scale, tensor.zero_point)
         if scale is None:
             kernel = replace(kernel, zero_point=0)
-        return Step(tensor.name, (Call(kernel, (f"@{index}", 0), _at(place)),), self._fills(place))
+        work = 10 * tensor.size // self.machine.lanes
+        return Step(tensor.name, (Call(kernel, (f"@{index}", 0), _at(place)),), self._fills(place), work)
 
     def _leave(self, index: int, tensor: Tensor, scale: float | None) -> Step:
         place = self.places[tensor.name]
         channels, height, width = place.shape
         kernel = kernels.Leave(height, width, channels, place.map, scale, 0 if scale is None else tensor.zero_point)
-        return Step(tensor.name, (Call(kernel, _at(place), (f"@{index}", 0)),))
+        return Step(tensor.name, (Call(kernel, _at(place), (f"@{index}", 0)),), work=tensor.size)
 
     def _fills(self, *places: Place) -> tuple[Fill, ...]:
         return tuple(Fill(place) for place in places if any(place.border.pads))

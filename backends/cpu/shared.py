@@ -17,7 +17,7 @@ from backends.cpu.machine import CHECKED, Machine
 from backends.cpu.plan import Plan
 from backends.layers import Tensor
 
-_OPTIONS = ("-O2", "-g0", "-s", "-fPIC", "-std=c11", "-D_GNU_SOURCE", "-DEDGEC_THREADS", "-fno-sanitize=undefined")
+_OPTIONS = ("-O2", "-g0", "-s", "-fPIC", "-std=c11", "-D_GNU_SOURCE", "-fno-sanitize=undefined")
 _ZIG_TRIPLES = {"x86_64-unknown-linux-gnu": "x86_64-linux-gnu.2.17", "aarch64-linux-gnu": "aarch64-linux-gnu.2.17"}
 
 
@@ -29,10 +29,9 @@ def build(plan: Plan, name: str, folder: Path) -> Path:
     (folder / "constants.bin").write_bytes(plan.constants + bytes(64))
     (folder / "constants.S").write_text(_constants(prefix, plan.constants))
     (folder / f"{prefix}.h").write_text(header(plan, prefix))
-    source = csource.program(plan, csource.Names(prefix, kernels))
-    threads = (Path(__file__).parent / "threads.c").read_text()
-    macros = support(plan.machine, prefix) + f"#define ARENA_BYTES {plan.arena.size}\n#define NAME(function) {prefix}_##function\n"
-    (folder / f"{prefix}.c").write_text(source + macros + threads)
+    source = csource.threaded(plan, csource.Names(prefix, kernels))
+    pool = (Path(__file__).parent / "threads.c").read_text()
+    (folder / f"{prefix}.c").write_text(source + support(plan.machine, prefix) + pool)
     library = folder / f"lib{prefix}.so"
     triple = _ZIG_TRIPLES[plan.machine.triple]
     files = (f"{prefix}.c", "constants.S", "kernels.o")
@@ -148,7 +147,7 @@ class Library:
             function.restype = None
             self._functions[np.dtype(kind)] = function
         self._trace = getattr(library, f"{prefix}_trace")
-        self._trace.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int]
+        self._trace.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int]
         self._trace.restype = ctypes.c_void_p
         self._context = self._open(threads)
         if not self._context:
@@ -174,8 +173,7 @@ class Library:
     def trace(self, inputs: list[NDArray[np.int8]], step: int, name: str, plan: Plan) -> NDArray[np.int8]:
         """int8 [C, H, W]: a map as it is in memory after one step of the plan."""
         place, machine = plan.places[name], plan.machine
-        scratch = [np.empty(t.shape, np.int8) for t in self._outputs]
-        arena = self._trace(self._context, _pointers(inputs), _pointers(scratch), step)
+        arena = self._trace(self._context, _pointers(inputs), step)
         channels, height, width = place.shape
         size = place.origin + (height - 1) * place.map.row + (width - 1) * place.map.pixel + channels
         start = arena + plan.arena.offsets[place.buffer]
