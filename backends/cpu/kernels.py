@@ -68,7 +68,7 @@ class Frame:
     end: Expr
 
 
-def frame(name: str, machine: Machine, *, source: str = "", target: str = "", scales: str = "float64") -> Frame:
+def frame(name: str, machine: Machine, *, source: str = "", target: str = "", scales: str = "") -> Frame:
     w = Writer(name, machine.index)
     act = machine.activation
     return Frame(
@@ -78,7 +78,7 @@ def frame(name: str, machine: Machine, *, source: str = "", target: str = "", sc
         w.pointer("second", act),
         w.pointer("output", target or act),
         w.pointer("weights", machine.weight),
-        w.pointer("scales", scales),
+        w.pointer("scales", scales or machine.scale),
         w.integer("begin"),
         w.integer("end"),
     )
@@ -184,13 +184,11 @@ class Conv:
         self._sums(f, acc, origin, pixels, first, vectors)
         channels = self.channels - (-(-self.channels // lanes) - 1) * lanes if is_last else lanes
         for v in range(vectors):
-            scale = tir.load(f.scales, (first + v) * 2 * lanes, lanes)
-            offset = tir.load(f.scales, (first + v) * 2 * lanes + lanes, lanes)
-            scale, offset = w.let(scale), w.let(offset)
+            scale = scales_of(f, first + v, lanes)
             kept = channels if v == vectors - 1 else lanes
             for p in range(pixels):
                 value = tir.load(acc, (p * vectors + v) * lanes, lanes)
-                code = rescaled(w, value, scale, offset, self.bounds, f.machine, is_wide=self.is_wide)
+                code = rescaled(w, value, scale, self.bounds, f.machine, is_wide=self.is_wide)
                 place = y * self.output.row + (x + p) * self.output.pixel + (first + v) * lanes
                 store_part(w, f.output, place, code, kept)
 
@@ -247,16 +245,62 @@ def dot(machine: Machine, acc: Expr, taken: Expr, weights: Expr) -> Expr:
             return acc + tir.cast(weights, "int32") * taken
 
 
+@dataclass(frozen=True)
+class Scale:
+    """acc * multiplier + offset over 2**shift: float64 with the power of two already in both, else int64."""
+
+    multiplier: Expr
+    offset: Expr
+    shift: Expr = None
+
+
+def scales_of(f: Frame, vector: Expr, lanes: int) -> Scale:
+    """Of a vector of channels, as `packing.scales` lays them out."""
+    w = f.w
+    if f.machine.has_float64:
+        places = (vector * 2 * lanes, vector * 2 * lanes + lanes)
+        multiplier, offset = (w.let(tir.load(f.scales, place, lanes)) for place in places)
+        return Scale(multiplier, offset)
+    word, low, high = (w.let(tir.load(f.scales, vector * 3 + i)) for i in range(3))
+    offset = (tir.cast(high, "int64") << tir.constant(32, "int64")) | tir.cast(tir.cast(low, "uint32"), "int64")
+    shift = tir.cast(word & tir.constant(63, "int32"), "int64")
+    return Scale(w.let(tir.cast(word >> tir.constant(6, "int32"), "int64")), w.let(offset), w.let(shift))
+
+
+def constant_scale(machine: Machine, multiplier: int, offset: int, shift: int, lanes: int) -> Scale:
+    """The same numbers for every channel."""
+    if machine.has_float64:
+        values = (multiplier * 2.0**-shift, offset * 2.0**-shift)
+        return Scale(*(tir.constant(value, "float64", lanes) for value in values))
+    if shift == 0:  # so that there is a half
+        multiplier, offset, shift = 2 * multiplier, 2 * offset, 1
+    return Scale(*(tir.constant(v, "int64", lanes) for v in (multiplier, offset + (1 << shift >> 1), shift)))
+
+
 def rescaled(
-    w: Writer, acc: Expr, scale: Expr, offset: Expr, bounds: Bounds, machine: Machine, *, is_wide: bool = False
+    w: Writer, acc: Expr, scale: Scale, bounds: Bounds, machine: Machine, *, is_wide: bool = False
 ) -> Expr:
-    """int32 accumulators to stored activations; `scale` and `offset` are float64, divided by 2**S."""
+    """int32 accumulators to stored activations."""
+    if not machine.has_float64:
+        return _rescaled_in_integers(w, acc, scale, bounds, machine)
 
     def exact(first: int, count: int) -> Expr:
-        a, s, o = (tir.part(value, first, count) for value in (acc, scale, offset))
+        a, s, o = (tir.part(value, first, count) for value in (acc, scale.multiplier, scale.offset))
         return tir.intrinsic(tir.dtype_of(s), "llvm.fmuladd", tir.cast(a, "float64"), s, o)
 
     return rounded(w, exact, tir.lanes_of(acc), bounds, machine, is_wide=is_wide)
+
+
+def _rescaled_in_integers(w: Writer, acc: Expr, scale: Scale, bounds: Bounds, machine: Machine) -> Expr:
+    """The offset has half of 2**shift in it: the shift rounds half up, and an exact half is then made even."""
+    lanes = tir.lanes_of(acc)
+    total = w.let(tir.cast(acc, "int64") * scale.multiplier + scale.offset)
+    one, zero = tir.constant(1, "int64", lanes), tir.constant(0, "int64", lanes)
+    most = tir.constant(1 << 20, "int64", lanes)
+    up = w.let(tir.cast(tir.clamp(total >> scale.shift, zero - most, most), "int32"))
+    is_half = (total & ((one << scale.shift) - one)) < one
+    even = tir.select(is_half, up & tir.constant(-2, "int32", lanes), up)
+    return bounded(w, even, bounds, machine)
 
 
 def rounded(
@@ -373,10 +417,9 @@ class Depthwise:
                 taken = w.let(interleaved(f, [w.let(tir.load(f.input, place, lanes)) for place in places]))
                 for p, kx in uses:
                     acc[p] = w.let(dot(f.machine, acc[p], taken, weights[kx]))
-        scale = w.let(tir.load(f.scales, vector * 2 * lanes, lanes))
-        offset = w.let(tir.load(f.scales, vector * 2 * lanes + lanes, lanes))
+        scale = scales_of(f, vector, lanes)
         for p in range(pixels):
-            code = rescaled(w, acc[p], scale, offset, self.bounds, f.machine, is_wide=self.is_wide)
+            code = rescaled(w, acc[p], scale, self.bounds, f.machine, is_wide=self.is_wide)
             place = y * self.output.row + (x + p) * self.output.pixel + vector * lanes
             store_part(w, f.output, place, code, kept)
 
@@ -415,7 +458,7 @@ class Pool:
     """Maximum or rescaled sum over a window, for a rectangle of output positions.
 
     Attributes:
-        multiplier, offset: Of the average, divided by 2**shift; without meaning for the maximum.
+        multiplier, offset, shift: Of the average; without meaning for the maximum.
     """
 
     kind: Literal["max", "average"]
@@ -429,8 +472,9 @@ class Pool:
     step_column: int
     output: Map
     bounds: Bounds
-    multiplier: float = 0.0
-    offset: float = 0.0
+    multiplier: int = 0
+    offset: int = 0
+    shift: int = 0
     is_wide: bool = False
 
     @property
@@ -457,8 +501,8 @@ class Pool:
                 w.store(acc, 0, tir.largest(held, taken) if is_max else held + tir.cast(taken, "int32"))
         value = tir.load(acc, 0, lanes)
         if not is_max:
-            scale, offset = (tir.constant(v, "float64", lanes) for v in (self.multiplier, self.offset))
-            value = rescaled(w, value, scale, offset, self.bounds, f.machine, is_wide=self.is_wide)
+            scale = constant_scale(f.machine, self.multiplier, self.offset, self.shift, lanes)
+            value = rescaled(w, value, scale, self.bounds, f.machine, is_wide=self.is_wide)
         w.store(f.output, y * self.output.row + x * self.output.pixel + c, value)
 
 
@@ -494,7 +538,7 @@ class Elementwise:
         return self.rows
 
     def write(self, name: str, machine: Machine) -> Expr:
-        f = frame(name, machine, scales="int32" if self.kind in ("prelu", "table") else "float64")
+        f = frame(name, machine, scales="int32" if self.kind in ("prelu", "table") else "")
         lanes = 1 if self.kind == "table" else 4 * machine.lanes if self.kind == "copy" else machine.lanes
         with f.w.loop(f.begin, f.end) as y:
             for x in f.w.unrolled(self.columns, 1):
@@ -530,13 +574,8 @@ class Elementwise:
                 total = a * slope
             case _:
                 b = self._centred(tir.cast(tir.load(f.second, second, lanes), "int32"), 1)
-                product, scale = f.w.let(a * b), self.multipliers[0] * 2.0**-self.shift
-
-                def exact(first: int, count: int) -> Expr:
-                    value = tir.cast(tir.part(product, first, count), "float64")
-                    return value * tir.constant(scale, "float64", count)
-
-                return rounded(f.w, exact, lanes, self.bounds, f.machine)
+                scale = constant_scale(f.machine, self.multipliers[0], 0, self.shift, lanes)
+                return rescaled(f.w, f.w.let(a * b), scale, self.bounds, f.machine)
         return bounded(f.w, shifted(f.w, total, self.shift), self.bounds, f.machine)
 
     def _centred(self, value: Expr, index: int) -> Expr:

@@ -61,6 +61,20 @@ class Machine:
         return 128 if self.activation == "uint8" else 0
 
     @property
+    def scale(self) -> str:
+        """Type of stored scales."""
+        return "float64" if self.has_float64 else "int32"
+
+    @property
+    def align(self) -> int:
+        """Of maps and constants, in bytes; and what vectors may read beyond an end."""
+        return max(8, 4 * self.lanes) if self.lanes > 1 else 4
+
+    @property
+    def is_linux(self) -> bool:
+        return "linux" in self.triple
+
+    @property
     def item_bytes(self) -> int:
         """Of an activation."""
         return 2 if self.activation == "int16" else 1
@@ -122,3 +136,15 @@ def x86(cpu: str, has: frozenset[str], features: tuple[str, ...] = ()) -> Machin
     if {"avx2", "fma"} <= has:
         return Machine(triple, cpu, features, 8, 16, Dot.PMADDWD, "int16", "int16", requires=needed)
     return Machine(triple, cpu, features, 4, 16, Dot.MULTIPLY, "int16", "int16", requires=needed)
+
+
+def arm(cpu: str, triple: str, has: frozenset[str]) -> Machine:
+    """The best kernels for an ARM processor; has: LLVM features that it has."""
+    if triple.startswith("aarch64"):
+        if "dotprod" in has:
+            return Machine(triple, cpu, (), 4, 32, Dot.SDOT, "int8", "int8", requires=("dotprod",))
+        return Machine(triple, cpu, (), 4, 32, Dot.MULTIPLY, "int8", "int8")
+    if "linux" in triple:
+        return Machine(triple, cpu, ("+neon",), 4, 16, Dot.MULTIPLY, "int8", "int8", float_abi="hard")
+    abi = "hard" if triple.endswith("hf") else "soft"
+    return Machine(triple, cpu, (), 1, 10, Dot.MULTIPLY, "int8", "int8", has_float64=False, float_abi=abi)

@@ -5,11 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-ALIGN = 64
-SLACK = 64
-"""Bytes behind the last buffer that vectors may read, and whose values have no effect."""
-
-
 @dataclass(frozen=True)
 class Lifetime:
     """Of a buffer: its bytes, and the first and last step that touch it."""
@@ -24,7 +19,7 @@ class Arena:
     """Where each buffer is.
 
     Attributes:
-        offsets: In bytes, multiples of `ALIGN`.
+        offsets: In bytes, aligned.
         size: In bytes, with slack.
     """
 
@@ -32,8 +27,14 @@ class Arena:
     size: int
 
 
-def place(lifetimes: Mapping[str, Lifetime], align: int = ALIGN, slack: int = SLACK) -> Arena:
-    """Largest buffers first, each in the lowest gap that is free for as long as it lives."""
+def place(lifetimes: Mapping[str, Lifetime], align: int, slack: int) -> Arena:
+    """Largest buffers first, each in the lowest gap that is free for as long as it lives.
+
+    Args:
+        lifetimes: By name.
+        align: Of every offset, in bytes.
+        slack: Bytes behind the last buffer that vectors may read, and whose values have no effect.
+    """
     offsets: dict[str, int] = {}
     for name in sorted(lifetimes, key=lambda name: (-lifetimes[name].size, lifetimes[name].first, name)):
         own = lifetimes[name]

@@ -56,8 +56,18 @@ def is_wide(part: Part, bias: int) -> bool:
     return bool(most.max(initial=0) > NARROW)
 
 
-def scales(machine: Machine, part: Part) -> NDArray[np.float64]:
-    """[vector][M, B][lane], divided by 2**S."""
+def scales(machine: Machine, part: Part) -> NDArray[np.generic]:
+    """float64 [vector][M, B][lane], divided by 2**S; or int32 [channel][M << 6 | S, B low, B high] with half of 2**S in B.
+
+    A shift of 0 becomes one of 1, so that there is a half.
+    """
+    if not machine.has_float64:
+        is_whole = part.shift == 0
+        shift = np.where(is_whole, 1, part.shift)
+        multiplier = np.where(is_whole, 2 * part.multiplier, part.multiplier)
+        offset = np.where(is_whole, 2 * part.offset, part.offset) + np.left_shift(1, shift - 1)
+        words = [multiplier << 6 | shift, offset & 0xFFFFFFFF, offset >> 32]
+        return np.stack(words, axis=1).astype(np.uint32).view(np.int32)
     lanes = machine.lanes
     vectors = -(-len(part.multiplier) // lanes)
     out = np.zeros((2, vectors * lanes))

@@ -128,10 +128,15 @@ class Plan:
     def kernels(self) -> dict[Kernel, str]:
         """Every distinct kernel, and its function's name."""
         found: dict[Kernel, str] = {}
-        for step in (*self.enter, *self.enter_float, *self.steps, *self.leave, *self.leave_float):
+        for step in (*self.enter, *self.steps, *self.leave, *self.enter_float, *self.leave_float):
             for call in step.calls:
                 found.setdefault(call.kernel, f"kernel{len(found)}")
         return found
+
+    def float_kernels(self) -> set[Kernel]:
+        """Those that only a call with floats needs."""
+        floats = {call.kernel for step in (*self.enter_float, *self.leave_float) for call in step.calls}
+        return floats - {call.kernel for step in (*self.enter, *self.steps, *self.leave) for call in step.calls}
 
 
 def make_plan(graph: LayerGraph, machine: Machine) -> Plan:
@@ -143,13 +148,14 @@ def make_plan(graph: LayerGraph, machine: Machine) -> Plan:
 class _Constants:
     """The growing block of constants; equal ones are kept once."""
 
+    align: int
     data: bytearray = field(default_factory=bytearray)
     known: dict[bytes, int] = field(default_factory=dict)
 
     def add(self, values: NDArray[np.generic]) -> int:
         raw = np.ascontiguousarray(values).tobytes()
         if raw not in self.known:
-            self.data += bytes(-len(self.data) % memory.ALIGN)
+            self.data += bytes(-len(self.data) % self.align)
             self.known[raw] = len(self.data)
             self.data += raw
         return self.known[raw]
@@ -158,7 +164,7 @@ class _Constants:
 class _Planner:
     def __init__(self, graph: LayerGraph, machine: Machine) -> None:
         self.graph, self.machine, self.bias = graph, machine, machine.bias
-        self.constants = _Constants()
+        self.constants = _Constants(machine.align)
         self.weight_bytes = 0
         self.places: dict[str, Place] = {}
         self.sizes: dict[str, int] = {}
@@ -174,7 +180,7 @@ class _Planner:
         leave = tuple(self._leave(i, t, None) for i, t in enumerate(self.graph.outputs))
         leave_float = tuple(self._leave(i, t, t.scale) for i, t in enumerate(self.graph.outputs))
         steps = tuple(self.steps)
-        arena = memory.place(self._lifetimes(enter, steps, leave))
+        arena = memory.place(self._lifetimes(enter, steps, leave), self.machine.align, self.machine.align)
         if arena.size >= 1 << 30:
             raise DoesNotFitError(f"the maps need {arena.size:,} bytes; a kernel addresses {1 << 30:,}")
         return Plan(
@@ -202,8 +208,9 @@ class _Planner:
     def _place(self, name: str, shape: tuple[int, int, int], border: Border) -> Place:
         channels, height, width = shape
         top, left, bottom, right = border.pads
-        row = (width + left + right) * channels
-        self.sizes[name] = (height + top + bottom) * row * self.machine.item_bytes
+        row = (width + max(left, right)) * channels  # what is right of one row is left of the next
+        elements = (height + top + bottom) * row + min(left, right) * channels
+        self.sizes[name] = elements * self.machine.item_bytes
         place = Place(name, shape, Map(row, channels), top * row + left * channels, border)
         self.places[name] = place
         return place
@@ -376,14 +383,13 @@ class _Planner:
         dilations = layer.dilations if isinstance(layer, layers.MaxPool) else (1, 1)
         start = self._start(source, layer.pads)
         for region in _regions(layer):
-            multiplier, offset, is_wide = 0.0, 0.0, False
+            multiplier, offset, is_wide = 0, 0, False
             bounds = self._bounds(layer.output.zero_point)
             if isinstance(layer, layers.AveragePool):
                 bounds = self._bounds(layer.output.zero_point, layer.low, layer.high)
                 taps = layer.kernel[0] * layer.kernel[1]
-                total = region.offset - self.bias * taps * region.multiplier
-                multiplier, offset = region.multiplier * 2.0**-region.shift, total * 2.0**-region.shift
-                is_wide = abs(multiplier) * taps * 256 + abs(offset) > packing.NARROW
+                multiplier, offset = region.multiplier, region.offset - self.bias * taps * region.multiplier
+                is_wide = (abs(multiplier) * taps * 256 + abs(offset)) * 2.0**-region.shift > packing.NARROW
             step = (layer.strides[0] * source.map.row, layer.strides[1] * source.map.pixel)
             kernel = kernels.Pool(
                 kind="max" if is_max else "average",
@@ -399,6 +405,7 @@ class _Planner:
                 bounds=bounds,
                 multiplier=multiplier,
                 offset=offset,
+                shift=region.shift,
                 is_wide=is_wide,
             )
             begin = start + region.top * step[0] + region.left * step[1]

@@ -27,7 +27,7 @@ def build(plan: Plan, name: str, folder: Path) -> Path:
     kernels = plan.kernels()
     codegen.compile_kernels(kernels, plan.machine, f"{prefix}_", folder / "kernels.o")
     (folder / "constants.bin").write_bytes(plan.constants + bytes(64))
-    (folder / "constants.S").write_text(_constants(prefix, plan.constants))
+    (folder / "constants.S").write_text(constants_source(prefix, plan.constants))
     (folder / f"{prefix}.h").write_text(header(plan, prefix))
     source = csource.threaded(plan, csource.Names(prefix, kernels))
     pool = (Path(__file__).parent / "threads.c").read_text()
@@ -80,11 +80,11 @@ const char *PREFIX_missing(void) {
 """
 
 
-def _constants(prefix: str, data: bytes) -> str:
+def constants_source(prefix: str, data: bytes) -> str:
     """Assembly that includes the constants; their hash, since zig's cache does not look into included files."""
     return (
         f"/* {hashlib.sha256(data).hexdigest()} */\n"
-        f".section .rodata\n.globl {prefix}_constants\n.hidden {prefix}_constants\n.p2align 6\n"
+        f'.section .rodata,"a",%progbits\n.globl {prefix}_constants\n.hidden {prefix}_constants\n .p2align 6\n'
         f'{prefix}_constants:\n.incbin "constants.bin"\n.section .note.GNU-stack,"",%progbits\n'
     )
 
