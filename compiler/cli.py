@@ -52,6 +52,8 @@ EXIT_CODES = {
     "ToolNotFound": TOOL,
     "SimError": TOOL,
     "MissingExtraError": TOOL,
+    "EmulatorMissingError": TOOL,
+    "EmulationError": DIFFERS,
     "LinkError": TOOL,
     "CompressError": INTERNAL,
 }
@@ -239,6 +241,8 @@ def _model_options(command: Callable[P, int | None]) -> Callable[P, int | None]:
     options = [
         click.option("--target", default="fpga", show_default=True, help="See `edgec targets`."),
         click.option("--mcpu", help="Processor of a CPU target, as LLVM names it; this one by default."),
+        click.option("--ram", type=Size(), help="Most bytes of a CPU target's maps, for example 20K."),
+        click.option("--flash", type=Size(), help="Most bytes of its code and constants."),
         click.option("--array", type=Array(), default="16x8", show_default=True, help="Multipliers: pixels x rows."),
         click.option(
             "--memory",
@@ -376,10 +380,11 @@ def compile_command(model: Path, output: Path, no_verify: bool, as_json: bool, *
       edgec compile net.onnx --calib samples.npz --max-drop 1.0pt -o out      with compressed weights
       edgec compile net.onnx --array 8x2 --memory 64K --no-verify -o out
       edgec compile net.onnx --target cpu --calib samples.npz -o out          a library for this processor
+      edgec compile net.onnx --target cortex-m --mcpu cortex-m7 --ram 64K -o out
     """
     from compiler import pipeline, report
 
-    target = {name: options.pop(name) for name in ("target", "mcpu", "array", "memory", "dense")}
+    target = {name: options.pop(name) for name in ("target", "mcpu", "ram", "flash", "array", "memory", "dense")}
     asked = _compress_options(options)
     shared = {name: getattr(asked, name) for name in ("calibration", "scale", "mean", "images", "input_shapes")}
     compression = None if asked == type(asked)(**shared) else asked

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,8 +11,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from backends.cpu import backend
-from backends.cpu.plan import make_plan
+from backends.cpu import backend, emulation
+from backends.cpu.machine import Machine
+from backends.cpu.plan import Plan, make_plan
 from backends.layers import LayerGraph
 from compiler import artefact
 from compiler.host import Floats, HostError, session
@@ -33,11 +36,14 @@ def verify(folder: Path, graph: LayerGraph, samples: Maps, *, random: int) -> Ve
     bundle = folder / artefact.CPU
     inputs = with_random(graph, samples, random)
     plan = make_plan(graph, backend.machine_of(backend.read_facts(bundle)))
-    library = backend.load(bundle, graph, threads=2)
-    try:
-        verdict = backend.compare(library, plan, inputs)
-    finally:
-        library.close()
+    if backend.is_shared(plan.machine):
+        library = backend.load(bundle, graph, threads=2)
+        try:
+            verdict = backend.compare(library, plan, inputs)
+        finally:
+            library.close()
+    else:
+        verdict = _emulated(bundle, plan, inputs)
     return VerifyFacts(
         inputs=len(next(iter(inputs.values()))),
         random_inputs=random,
@@ -49,6 +55,23 @@ def verify(folder: Path, graph: LayerGraph, samples: Maps, *, random: int) -> Ve
         cycles=0,
         differences=tuple(map(str, verdict.differences[:_SHOWN])),
     )
+
+
+def _emulated(bundle: Path, plan: Plan, inputs: Maps) -> backend.Verdict:
+    """In a copy: an emulated bare program exchanges files, and an artefact stays as it is."""
+    with tempfile.TemporaryDirectory(prefix="edgec-qemu-") as scratch:
+        shutil.copy(bundle / "example", scratch)
+        return backend.compare_emulated(Path(scratch), plan, inputs)
+
+
+def check_runs(machine: Machine) -> None:
+    """Raise EmulatorMissingError, before any work, if what is built for a machine cannot be proven here."""
+    if not backend.is_shared(machine):
+        try:
+            emulation.check_installed(machine)
+        except emulation.EmulatorMissingError as missing:
+            missing.add_note("remedy: or compile with --no-verify")
+            raise
 
 
 class Session:

@@ -145,9 +145,9 @@ def _on_cpu(
 
 def _open_cpu(folder: Path) -> Stored:
     opened = stored.open_artefact(folder)
-    if not (folder / artefact.CPU).is_dir():
-        error = ArtefactError(f"{folder} has no {artefact.CPU}/: target {opened.manifest.target!r} does not run here")
-        error.add_note("remedy: compile with --target cpu, or use `edgec simulate`")
+    if opened.manifest.target != "cpu":
+        error = ArtefactError(f"{folder} was compiled for target {opened.manifest.target!r}, which does not run here")
+        error.add_note("remedy: compile with --target cpu, or use `edgec simulate` or `edgec verify`")
         raise error
     return opened
 
@@ -157,7 +157,7 @@ def verify_folder(
 ) -> tuple[VerifyFacts, tuple[str, ...]]:
     """Hardware or CPU against reference on kept or given samples, and on random inputs; and warnings."""
     is_cpu = (folder / artefact.CPU).is_dir()
-    opened = _open_cpu(folder) if is_cpu else _open_hardware(folder)
+    opened = stored.open_artefact(folder) if is_cpu else _open_hardware(folder)
     warnings = opened.warnings
     if file is None:
         inputs = {name: values[:limit] for name, values in opened.samples().items()}
@@ -192,7 +192,7 @@ def evaluate(folder: Path, data: Path, *, limit: int | None, rtl: bool, progress
             got = _in_graph_shape(opened, running.infer(inputs, progress))
         differs = sum(int(np.count_nonzero(got[name] != expected[name])) for name in expected)
         answers[quality.RTL] = opened.host.finish(got, floats)
-    if (folder / artefact.CPU).is_dir():
+    if opened.manifest.target == "cpu":
         answers[quality.CPU] = _on_cpu(opened, floats, 1, progress)
         wrong = [answers[quality.CPU][name] != answers[quality.REFERENCE][name] for name in answers[quality.CPU]]
         differs += sum(map(int, map(np.count_nonzero, wrong)))

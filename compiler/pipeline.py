@@ -49,7 +49,8 @@ class CompileOptions:
         images: How the images of a folder become samples.
         compression: Budgets and bits, where weights are not simply 8 bits wide; its samples are these.
         verify: Simulate the result, or run it.
-        mcpu: Processor of a CPU target, by LLVM's name; None is this one.
+        mcpu: Processor of a CPU target, by LLVM's name; None is this one, or the target's usual one.
+        ram, flash: Most bytes of a CPU target's maps, and of its code and constants.
     """
 
     target: str = "fpga"
@@ -64,6 +65,8 @@ class CompileOptions:
     compression: CompressOptions | None = None
     verify: bool = True
     mcpu: str | None = None
+    ram: int | None = None
+    flash: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +104,8 @@ def compile(path: Path, destination: Path, options: CompileOptions, progress: Pr
         _check_bits(target, options.compression)
     if options.verify and target.is_hardware:
         find_tools()  # what is missing is better told now than after the work
+    if options.verify and isinstance(target, targets.Cpu):
+        cpu.check_runs(target.machine)
     network = prepare(path, options, progress)
     with artefact.writing(destination) as folder:
         stored.write_network(folder, network.imported.model, network.quantized, network.lowered)

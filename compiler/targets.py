@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from backends.base import Capabilities, Estimate, raise_unsupported
+from backends.base import Capabilities, DoesNotFitError, Estimate, raise_unsupported
 from backends.cpu import backend as cpu_backend
 from backends.cpu import plan as cpu_plan
 from backends.cpu.machine import Machine
@@ -28,6 +28,9 @@ from sim.program import Program
 NAMES = {
     "fpga": "an accelerator generated in Amaranth, as Verilog, with its program and memory images",
     "cpu": "this or another x86-64 processor: a shared library with integer kernels, C sources around them",
+    "arm64": "64-bit ARM Linux (--mcpu, cortex-a72 by default): a static library without a runtime, and a header",
+    "armv7": "32-bit ARM Linux with NEON (--mcpu, cortex-a7 by default): the same",
+    "cortex-m": "bare metal (--mcpu, cortex-m4 by default): the same, with a linker script to start from",
     "reference": "the integer arithmetic in numpy; quantized model and accuracy only",
 }
 MEMORIES = {
@@ -67,6 +70,10 @@ class Choices(Protocol):
     def dense(self) -> bool: ...
     @property
     def mcpu(self) -> str | None: ...
+    @property
+    def ram(self) -> int | None: ...
+    @property
+    def flash(self) -> int | None: ...
 
 
 class Plan(Protocol):
@@ -130,7 +137,7 @@ def make(options: Choices) -> Target:
         except ConfigError as refusal:
             refusal.add_note("remedy: correct --array (pixels x rows, for example 16x8) or --memory")
             raise
-    if options.target == "cpu":
+    if options.target in cpu_backend.TARGETS:
         return _cpu(options)
     if options.target == "reference":
         return Reference()
@@ -184,10 +191,14 @@ class CpuPlan:
     """A network with its layouts, kernels and memory chosen."""
 
     planned: cpu_plan.Plan
+    ram: int | None = None
+    flash: int | None = None
+    written: dict[str, int] = field(default_factory=dict)
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        return costs.steps_of(self.planned.graph)
+        steps, alive = costs.steps_of(self.planned.graph), self.planned.alive
+        return tuple(replace(step, activation_bytes=alive[step.name]) for step in steps)
 
     @property
     def estimate(self) -> Estimate:
@@ -197,47 +208,67 @@ class CpuPlan:
     @property
     def footprint(self) -> Mapping[str, int]:
         plan = self.planned
-        return {
-            "arena_bytes": plan.arena.size,
-            "constant_bytes": len(plan.constants),
-            "weight_bytes": plan.weight_bytes,
-        }
+        known = {"arena_bytes": plan.arena.size, "constant_bytes": len(plan.constants), "weight_bytes": plan.weight_bytes}
+        return known | self.written
 
     def program(self) -> None:
-        return None
+        """None; checks the memory that is known before anything is built."""
+        plan = self.planned
+        if self.ram is not None and plan.arena.size > self.ram:
+            most = sorted(plan.alive, key=lambda name: -plan.alive[name])[:3]
+            told = ", ".join(f"'{name}' {plan.alive[name]:,}" for name in most)
+            error = DoesNotFitError(f"the maps need {plan.arena.size:,} bytes, --ram has {self.ram:,}; most: {told}")
+            error.add_note("remedy: a smaller input or fewer channels in these layers")
+            raise error
+        self._check_flash(len(plan.constants), "constants alone need")
+
+    def _check_flash(self, size: int, what: str) -> None:
+        if self.flash is None or size <= self.flash:
+            return
+        heavy = sorted(self.planned.graph.layers, key=lambda layer: -costs.weight_bytes(layer))[:3]
+        told = ", ".join(f"'{layer.name}' {costs.weight_bytes(layer):,}" for layer in heavy)
+        error = DoesNotFitError(f"{what} {size:,} bytes, --flash has {self.flash:,}; most weights: {told}")
+        error.add_note("remedy: compress with --max-size or --max-macs, which takes channels out")
+        raise error
 
     def build(self, folder: Path) -> None:
+        self.program()
         bundle = folder / artefact.CPU
         bundle.mkdir()
-        cpu_backend.write(self.planned, bundle)
+        self.written.update(cpu_backend.write(self.planned, bundle))
+        self._check_flash(self.written.get("flash_bytes", 0), "code and constants need")
 
 
 @dataclass(frozen=True)
 class Cpu:
-    """A processor that runs Linux."""
+    """A processor."""
 
+    name: str
     machine: Machine
+    ram: int | None = None
+    flash: int | None = None
     is_hardware: bool = False
     capabilities: Capabilities = INT8
 
     def facts(self) -> TargetFacts:
         machine = self.machine
         config = {"mcpu": machine.cpu, "triple": machine.triple, "dot": machine.dot.value, "lanes": machine.lanes}
-        return TargetFacts("cpu", config=config)
+        return TargetFacts(self.name, config=config)
 
     def plan(self, graph: LayerGraph) -> CpuPlan:
         raise_unsupported(cpu_backend.CpuBackend(self.machine), graph)
-        return CpuPlan(cpu_plan.make_plan(graph, self.machine))
+        return CpuPlan(cpu_plan.make_plan(graph, self.machine), self.ram, self.flash)
 
 
 def _cpu(options: Choices) -> Cpu:
     try:
-        return Cpu(cpu_backend.machine(options.mcpu))
+        machine = cpu_backend.machine(options.mcpu, options.target)
     except ValueError as refusal:
         error = OptionError(str(refusal))
         for note in getattr(refusal, "__notes__", ()):
             error.add_note(note)
         raise error from refusal
+    return Cpu(options.target, machine, options.ram, options.flash)
 
 
 @dataclass(frozen=True, eq=False)

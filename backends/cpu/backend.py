@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.base import Build, Estimate, Tensors
-from backends.cpu import codegen, shared
-from backends.cpu.machine import CHECKED, Dot, Machine, x86
+from backends.cpu import codegen, emulation, shared, static
+from backends.cpu.machine import CHECKED, Dot, Machine, arm, x86
 from backends.cpu.plan import Plan, make_plan
 from backends.cpu.shared import Library
 from backends.layers import Layer, LayerGraph, macs
@@ -25,19 +25,43 @@ class BundleError(ValueError):
     """A folder of a CPU target that is incomplete or damaged."""
 
 
-def machine(cpu: str | None) -> Machine:
-    """The x86-64 processor of that name, or this one.
+_X86 = "x86_64-unknown-linux-gnu"
+_ARM = {"arm64": ("aarch64-linux-gnu", "cortex-a72"), "armv7": ("armv7l-linux-gnueabihf", "cortex-a7")}
+_CORTEX_M = {
+    "cortex-m0": "thumbv6m-none-eabi",
+    "cortex-m0plus": "thumbv6m-none-eabi",
+    "cortex-m3": "thumbv7m-none-eabi",
+    "cortex-m4": "thumbv7em-none-eabihf",
+    "cortex-m7": "thumbv7em-none-eabihf",
+    "cortex-m33": "thumbv8m.main-none-eabihf",
+    "cortex-m55": "thumbv8.1m.main-none-eabihf",
+    "cortex-m85": "thumbv8.1m.main-none-eabihf",
+}
+TARGETS = ("cpu", *_ARM, "cortex-m")
+
+
+def machine(cpu: str | None, target: str = "cpu") -> Machine:
+    """The processor of that name; without one this processor, or the usual one of the target.
 
     Raises:
         MissingExtraError: The code generator is not installed.
         ValueError: LLVM does not know the processor.
     """
     codegen.check_installed()
-    triple = "x86_64-unknown-linux-gnu"
+    if target == "cortex-m":
+        chosen = cpu or "cortex-m4"
+        if chosen not in _CORTEX_M:
+            error = ValueError(f"--mcpu: no Cortex-M is called {chosen!r}")
+            error.add_note(f"remedy: choose one of {', '.join(_CORTEX_M)}")
+            raise error
+        return arm(chosen, _CORTEX_M[chosen], codegen.features(_CORTEX_M[chosen], chosen))
+    if target in _ARM:
+        triple, usual = _ARM[target]
+        return arm(cpu or usual, triple, codegen.features(triple, cpu or usual))
     if cpu not in (None, "native"):
-        return x86(str(cpu), codegen.features(triple, str(cpu)))
+        return x86(str(cpu), codegen.features(_X86, str(cpu)))
     name, has = codegen.native_cpu()
-    hidden = (codegen.features(triple, name) - has) & frozenset(CHECKED)
+    hidden = (codegen.features(_X86, name) - has) & frozenset(CHECKED)
     return x86(name, has, tuple(f"-{feature}" for feature in sorted(hidden)))
 
 
@@ -64,26 +88,48 @@ class CpuBackend:
 
     def run(self, build: Build, inputs: Mapping[str, NDArray[np.int8]]) -> Tensors:
         """Execute on int8 [N, C, H, W] inputs."""
-        library = load(build.folder, self._graphs[build.folder])
+        graph = self._graphs[build.folder]
+        if not is_shared(self.machine):
+            return emulation.run(self.machine, build.folder / "example", graph, inputs)
+        library = load(build.folder, graph)
         try:
             return library.run(inputs)
         finally:
             library.close()
 
 
-def write(plan: Plan, folder: Path) -> Path:
-    """Write a bundle into an existing folder; its library."""
-    library = shared.build(plan, plan.graph.name, folder)
-    facts = {
-        "library": library.name,
-        "prefix": shared.prefix_of(plan.graph.name),
-        "machine": asdict(plan.machine) | {"dot": plan.machine.dot.value},
+def write(plan: Plan, folder: Path) -> dict[str, int]:
+    """Write a bundle into an existing folder: a shared library for x86, else a runtime-free static one.
+
+    Returns:
+        Bytes by what they hold.
+    """
+    name = plan.graph.name
+    bytes_of = {
         "arena_bytes": plan.arena.size,
         "constant_bytes": len(plan.constants),
-        "library_bytes": library.stat().st_size,
+        "weight_bytes": plan.weight_bytes,
+    }
+    if is_shared(plan.machine):
+        library = shared.build(plan, name, folder)
+    else:
+        library = static.build(plan, name, folder)
+        size = static.size(plan, name, folder)
+        bytes_of |= {"text_bytes": size.text, "rodata_bytes": size.rodata, "flash_bytes": size.text + size.rodata}
+        static.link_example(plan.machine, name, folder)
+    facts = {
+        "library": library.name,
+        "prefix": shared.prefix_of(name),
+        "machine": asdict(plan.machine) | {"dot": plan.machine.dot.value},
+        "bytes": bytes_of,
     }
     (folder / BUNDLE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    return library
+    return bytes_of
+
+
+def is_shared(machine: Machine) -> bool:
+    """Whether a bundle is a shared library that Python can call."""
+    return machine.triple == _X86
 
 
 def read_facts(folder: Path) -> dict:
@@ -164,6 +210,18 @@ def compare(library: Library, plan: Plan, inputs: Mapping[str, NDArray[np.int8]]
         elements += got.size
         found += _difference(f"output {name}, whole run", expected[name], got)
     return Verdict(len(graph.layers), elements, tuple(found))
+
+
+def compare_emulated(folder: Path, plan: Plan, inputs: Mapping[str, NDArray[np.int8]]) -> Verdict:
+    """The outputs of a runtime-free network under qemu, with the reference.
+
+    Raises:
+        EmulatorMissingError, EmulationError: It cannot be run here.
+    """
+    expected = interpreter.run(plan.graph, inputs)
+    got = emulation.run(plan.machine, folder / "example", plan.graph, inputs)
+    found = [d for name in expected for d in _difference(f"output {name}", expected[name], got[name])]
+    return Verdict(len(plan.graph.layers), sum(values.size for values in got.values()), tuple(found))
 
 
 def _difference(layer: str, expected: NDArray[np.int8], got: NDArray[np.int8]) -> list[Difference]:

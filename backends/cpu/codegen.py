@@ -66,6 +66,8 @@ def compile_kernels(
     about: dict[str, object] = {"kind": "llvm", "mtriple": machine.triple, "mcpu": machine.cpu}
     if machine.features:
         about["mattr"] = list(machine.features)
+    if not machine.is_linux:
+        about["vector-width"] = 128
     if machine.float_abi:
         about["mfloat-abi"] = machine.float_abi
     target = tvm.target.Target(about)

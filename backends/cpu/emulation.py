@@ -14,7 +14,7 @@ from backends.base import Tensors
 from backends.cpu.machine import Machine
 from backends.layers import LayerGraph
 
-_SECONDS = 600
+_SECONDS = 120
 _BOARDS = {"cortex-m3": "mps2-an385", "cortex-m4": "mps2-an386", "cortex-m7": "mps2-an500", "cortex-m33": "mps2-an505",
            "cortex-m55": "mps3-an547"}  # fmt: skip
 
@@ -25,6 +25,11 @@ class EmulatorMissingError(RuntimeError):
 
 class EmulationError(RuntimeError):
     """A program did not run to its end under qemu."""
+
+
+def check_installed(machine: Machine) -> None:
+    """Raise, before any work, if programs for a machine cannot be run here."""
+    command(machine, Path("example"))
 
 
 def command(machine: Machine, program: Path) -> list[str]:

@@ -5,7 +5,7 @@
 extern uint32_t stack_top, bss_start, bss_end, data_start, data_end, data_source;
 void reset(void);
 
-static void stop(void) { for (;;) {} }
+static void stop(void);
 
 __attribute__((section(".vectors"), used)) static void *const vectors[16] = {
     &stack_top, reset, stop, stop, stop, stop, stop, 0, 0, 0, 0, stop, stop, 0, stop, stop,
@@ -48,6 +48,11 @@ static int transfer(int operation, int file, const void *data, int count) {
 static void leave(int code) {
     const uint32_t arguments[] = {0x20026, (uint32_t)code}; /* ADP_Stopped_ApplicationExit */
     host(EXIT_EXTENDED, arguments);
+}
+
+static void stop(void) {
+    leave(3);
+    for (;;) {}
 }
 
 static int8_t in[IN_BYTES], out[OUT_BYTES];

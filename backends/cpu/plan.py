@@ -111,6 +111,7 @@ class Plan:
         arena: Memory of all maps.
         constants: Packed weights, scales and tables.
         weight_bytes: Of them, packed weights.
+        alive: Bytes of the maps that are needed while a step runs, by its layer.
     """
 
     graph: LayerGraph
@@ -124,6 +125,7 @@ class Plan:
     constants: bytes
     weight_bytes: int
     places: dict[str, Place]
+    alive: dict[str, int]
 
     def kernels(self) -> dict[Kernel, str]:
         """Every distinct kernel, and its function's name."""
@@ -180,12 +182,18 @@ class _Planner:
         leave = tuple(self._leave(i, t, None) for i, t in enumerate(self.graph.outputs))
         leave_float = tuple(self._leave(i, t, t.scale) for i, t in enumerate(self.graph.outputs))
         steps = tuple(self.steps)
-        arena = memory.place(self._lifetimes(enter, steps, leave), self.machine.align, self.machine.align)
+        lifetimes = self._lifetimes(enter, steps, leave)
+        arena = memory.place(lifetimes, self.machine.align, self.machine.align)
+        alive = {
+            step.layer: sum(life.size for life in lifetimes.values() if life.first <= time <= life.last)
+            for time, step in enumerate((*enter, *steps))
+            if time >= len(enter)
+        }
         if arena.size >= 1 << 30:
             raise DoesNotFitError(f"the maps need {arena.size:,} bytes; a kernel addresses {1 << 30:,}")
         return Plan(
             self.graph, self.machine, steps, enter, leave, enter_float, leave_float,
-            arena, bytes(self.constants.data), self.weight_bytes, self.places,
+            arena, bytes(self.constants.data), self.weight_bytes, self.places, alive,
         )  # fmt: skip
 
     def _work(self, layer: layers.Layer) -> int:
