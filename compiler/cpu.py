@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -166,12 +166,12 @@ class _Part:
         values.update(zip(self._names, self._run(self._names, fed), strict=True))
 
 
-_FUNCTIONS = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}
+_FUNCTIONS: dict[str | None, Callable[..., NDArray]] = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}
 
 
-def _in_numpy(model: ir.Model) -> list[tuple[str, np.ufunc, list[str | NDArray]]] | None:
+def _in_numpy(model: ir.Model) -> list[tuple[str, Callable[..., NDArray], list[str | NDArray]]] | None:
     """(output, function, operands) of each node, or None if there is a node of another kind."""
-    steps = []
+    steps: list[tuple[str, Callable[..., NDArray], list[str | NDArray]]] = []
     for node in model.graph:
         if node.op_type not in _FUNCTIONS:
             return None

@@ -207,9 +207,7 @@ class CpuPlan:
 
     @property
     def footprint(self) -> Mapping[str, int]:
-        plan = self.planned
-        known = {"arena_bytes": plan.arena.size, "constant_bytes": len(plan.constants), "weight_bytes": plan.weight_bytes}
-        return known | self.written
+        return cpu_backend.bytes_of(self.planned) | self.written
 
     def program(self) -> None:
         """None; checks the memory that is known before anything is built."""

@@ -105,26 +105,31 @@ def write(plan: Plan, folder: Path) -> dict[str, int]:
         Bytes by what they hold.
     """
     name = plan.graph.name
-    bytes_of = {
-        "arena_bytes": plan.arena.size,
-        "constant_bytes": len(plan.constants),
-        "weight_bytes": plan.weight_bytes,
-    }
+    found = bytes_of(plan)
     if is_shared(plan.machine):
         library = shared.build(plan, name, folder)
     else:
         library = static.build(plan, name, folder)
         size = static.size(plan, name, folder)
-        bytes_of |= {"text_bytes": size.text, "rodata_bytes": size.rodata, "flash_bytes": size.text + size.rodata}
+        found |= {"text_bytes": size.text, "rodata_bytes": size.rodata, "flash_bytes": size.text + size.rodata}
         static.link_example(plan.machine, name, folder)
     facts = {
         "library": library.name,
         "prefix": shared.prefix_of(name),
         "machine": asdict(plan.machine) | {"dot": plan.machine.dot.value},
-        "bytes": bytes_of,
+        "bytes": found,
     }
     (folder / BUNDLE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    return bytes_of
+    return found
+
+
+def bytes_of(plan: Plan) -> dict[str, int]:
+    """What is known before anything is built."""
+    return {
+        "arena_bytes": plan.arena.size,
+        "constant_bytes": len(plan.constants),
+        "weight_bytes": plan.weight_bytes,
+    }
 
 
 def is_shared(machine: Machine) -> bool:
@@ -196,14 +201,14 @@ def compare(library: Library, plan: Plan, inputs: Mapping[str, NDArray[np.int8]]
     graph = plan.graph
     expected = interpreter.run(graph, inputs, keep="all")
     steps = {step.layer: index for index, step in enumerate(plan.steps)}
+    count = len(next(iter(inputs.values())))
+    samples = [[np.ascontiguousarray(inputs[t.name][i]) for t in graph.inputs] for i in range(count)]
     found: list[Difference] = []
     elements = 0
     for layer in graph.layers:
         name = layer.output.name
-        got = np.stack([
-            library.trace([np.ascontiguousarray(inputs[t.name][i]) for t in graph.inputs], steps[layer.name], name, plan)
-            for i in range(len(expected[name]))
-        ])  # fmt: skip
+        step = steps[layer.name]
+        got = np.stack([library.trace(sample, step, name, plan) for sample in samples])
         elements += got.size
         found += _difference(layer.name, expected[name], got)
     for name, got in library.run(inputs).items():

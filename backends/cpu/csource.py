@@ -28,7 +28,9 @@ def threaded(plan: Plan, names: Names) -> str:
         "LEAVE": plan.leave,
         "LEAVE_FLOAT": plan.leave_float,
     }
-    functions, rows, ranges = [], [], []
+    functions: list[str] = []
+    rows: list[str] = []
+    ranges: list[str] = []
     for group, steps in groups.items():
         ranges.append(f"enum {{ {group} = {len(rows)}, {group}_END = {len(rows) + len(steps)} }};")
         for step in steps:

@@ -72,8 +72,14 @@ def run(machine: Machine, program: Path, graph: LayerGraph, inputs: Mapping[str,
         (folder / "input.bin").write_bytes(sent)
     line = command(machine, program.resolve())
     try:
-        ran = subprocess.run(line, input=sent if machine.is_linux else None, stdin=None if machine.is_linux else
-                             subprocess.DEVNULL, capture_output=True, cwd=folder, timeout=_SECONDS, check=False)  # fmt: skip
+        ran = subprocess.run(
+            line,
+            input=sent if machine.is_linux else b"",
+            capture_output=True,
+            cwd=folder,
+            timeout=_SECONDS,
+            check=False,
+        )
     except subprocess.TimeoutExpired as error:
         raise EmulationError(f"{Path(line[0]).name} took more than {_SECONDS} s") from error
     if ran.returncode:

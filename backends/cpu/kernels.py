@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Protocol
 
 from backends.cpu import tir
@@ -485,7 +486,7 @@ class Pool:
         f = frame(name, machine)
         with f.w.loop(f.begin, f.end) as y:
             for x in f.w.unrolled(self.columns, 1):
-                across(f.w, self.channels, machine.lanes, lambda c, lanes, y=y, x=x: self._one(f, y, x, c, lanes))
+                across(f.w, self.channels, machine.lanes, partial(self._one, f, y, x))
         return f.w.function()
 
     def _one(self, f: Frame, y: Expr, x: Expr, c: Expr, lanes: int) -> None:
@@ -634,7 +635,7 @@ class Enter:
         f = frame(name, machine, source="int8" if self.scale is None else "float32")
         lanes = machine.lanes if self.channels <= _FEW else 1
         with f.w.loop(f.begin, f.end) as y:
-            across(f.w, self.columns, lanes, lambda x, n, y=y: self._pixels(f, y, x, n))
+            across(f.w, self.columns, lanes, partial(self._pixels, f, y))
         return f.w.function()
 
     def _pixels(self, f: Frame, y: Expr, x: Expr, lanes: int) -> None:

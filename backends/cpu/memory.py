@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+
 @dataclass(frozen=True)
 class Lifetime:
     """Of a buffer: its bytes, and the first and last step that touch it."""

@@ -57,9 +57,9 @@ def is_wide(part: Part, bias: int) -> bool:
 
 
 def scales(machine: Machine, part: Part) -> NDArray[np.generic]:
-    """float64 [vector][M, B][lane], divided by 2**S; or int32 [channel][M << 6 | S, B low, B high] with half of 2**S in B.
+    """float64 [vector][M, B][lane], divided by 2**S; or int32 [channel][M << 6 | S, B low, B high].
 
-    A shift of 0 becomes one of 1, so that there is a half.
+    In integers B has half of 2**S in it, and a shift of 0 becomes one of 1, so that there is a half.
     """
     if not machine.has_float64:
         is_whole = part.shift == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,8 +13,7 @@ from backends.base import DoesNotFitError
 from backends.cpu import kernels, memory, packing
 from backends.cpu.kernels import Bounds, Kernel, Map
 from backends.cpu.machine import Machine
-from backends.layers import LayerGraph, Pads, Requantize, Tensor
-
+from backends.layers import LayerGraph, Pads, Tensor
 
 _CHUNK_WORK, _MOST_CHUNKS = 16_000, 16
 """Vector instructions of a chunk (some microseconds), and chunks of a step."""
@@ -328,10 +327,7 @@ class _Planner:
         )
         packed = packing.dense(self.machine, weights.reshape(len(weights), window.rows * window.columns, -1))
         self.weight_bytes += packed.nbytes
-        arguments = {
-            "weights": self.constants.add(packed),
-            "scales": self.constants.add(packing.scales(self.machine, part)),
-        }
+        held = self.constants.add(packed), self.constants.add(packing.scales(self.machine, part))
         begin = target.origin + channel
         full, rest = divmod(width, shape[0])
         if height == 1 and full > 1 and layer.output.shape[1] > 1:  # one long row: tiles become the units
@@ -339,7 +335,7 @@ class _Planner:
                 kernel, rows=full, columns=shape[0], step_row=shape[0] * step_column,
                 output=Map(shape[0] * output.pixel, output.pixel), by_channel=False,
             )  # fmt: skip
-            yield Call(tiles, (source.buffer, start), (target.buffer, begin), **arguments)
+            yield Call(tiles, (source.buffer, start), (target.buffer, begin), None, *held)
             if rest:
                 last = replace(kernel, columns=rest, pixels=rest, by_channel=False)
                 done = full * shape[0]
@@ -347,10 +343,11 @@ class _Planner:
                     last,
                     (source.buffer, start + done * step_column),
                     (target.buffer, begin + done * output.pixel),
-                    **arguments,
+                    None,
+                    *held,
                 )
             return
-        yield Call(kernel, (source.buffer, start), (target.buffer, begin), **arguments)
+        yield Call(kernel, (source.buffer, start), (target.buffer, begin), None, *held)
 
     def _depthwise(self, layer: layers.Conv, source: Place, target: Place) -> Call:
         channels, height, width = layer.output.shape
@@ -386,7 +383,7 @@ class _Planner:
     def _pool(self, layer: layers.MaxPool | layers.AveragePool) -> Iterator[Call]:
         source, target = self.places[layer.input.name], self.places[layer.output.name]
         is_max = isinstance(layer, layers.MaxPool)
-        if is_max and any(needed_pads(layer)) and layer.input.zero_point != -128:
+        if isinstance(layer, layers.MaxPool) and any(needed_pads(layer)) and layer.input.zero_point != -128:
             source = self._bordered_copy(layer, source)
         dilations = layer.dilations if isinstance(layer, layers.MaxPool) else (1, 1)
         start = self._start(source, layer.pads)

@@ -32,7 +32,7 @@ _PLAIN_C = 2
 
 
 class Writer:
-    """One function `name(parameters...)` being written, statement by statement; `index` is the type of loop counters."""
+    """One function `name(parameters...)` being written, statement by statement; loop counters have the type `index`."""
 
     def __init__(self, name: str, index: str) -> None:
         self.name, self._index = name, index
