@@ -81,6 +81,9 @@ class Session:
         opened: An artefact.
         threads: Of the kernels, and of what onnxruntime runs around them.
 
+    Attributes:
+        shapes: Of each network input, with its batch axis of 1.
+
     Raises:
         BundleError, WrongProcessorError: It cannot be loaded.
     """
@@ -90,7 +93,7 @@ class Session:
         self._graph, self._outs = lowered.graph, lowered.outputs
         self._library = backend.load(opened.folder / artefact.CPU, lowered.graph, threads=threads)
         self._head, self._tail = _Part(lowered.head, threads), _Part(lowered.tail, threads)
-        self._shapes = {str(v.name): shape_of(v) or () for v in opened.quantized.graph.inputs}
+        self.shapes = {str(v.name): shape_of(v) or () for v in opened.quantized.graph.inputs}
         self._names = [str(value.name) for value in opened.quantized.graph.outputs]
         sources = {cut.tensor.name: cut for cut in lowered.inputs}
         self._ins = [sources[tensor.name] for tensor in lowered.graph.inputs]
@@ -114,7 +117,7 @@ class Session:
         Raises:
             HostError: An input is missing, or of another shape or type, or has a value that is not a number.
         """
-        values: Floats = {name: self._checked(name, shape, samples) for name, shape in self._shapes.items()}
+        values: Floats = {name: self._checked(name, shape, samples) for name, shape in self.shapes.items()}
         self._head.run(values)
         maps = self._new_maps() if self._keeps else self._maps
         self._library.infer([_map_of(cut, values) for cut in self._ins], maps)
