@@ -101,6 +101,17 @@ class Session:
         self._maps = self._new_maps()
         self._keeps = self._tail.is_none and any(cut.view.order is None for cut in lowered.outputs)
 
+        self._is_bound = not self._keeps and self._bind_tail()
+
+    def _bind_tail(self) -> bool:
+        """Let the tail read the maps where they are, if it reads nothing else."""
+        fixed = {
+            cut.value: self._maps[self._index[cut.tensor.name]].reshape(cut.view.shape)
+            for cut in self._outs
+            if cut.view.order is None
+        }
+        return self._tail.bind(fixed, self._names)
+
     def close(self) -> None:
         """Stop its threads."""
         self._library.close()
@@ -120,10 +131,15 @@ class Session:
         values: Floats = {name: self._checked(name, shape, samples) for name, shape in self.shapes.items()}
         self._head.run(values)
         maps = self._new_maps() if self._keeps else self._maps
-        self._library.infer([_map_of(cut, values) for cut in self._ins], maps)
+        try:
+            self._library.infer([_map_of(cut, values) for cut in self._ins], maps)
+        except ValueError as error:
+            raise HostError(str(error)) from error
         for cut in self._outs:
             flat, order = maps[self._index[cut.tensor.name]], cut.view.order
             values[cut.value] = (flat if order is None else flat.reshape(-1)[order]).reshape(cut.view.shape)
+        if self._is_bound:
+            return self._tail.run_bound()
         self._tail.run(values)
         return {name: values[name] for name in self._names}
 
@@ -136,8 +152,6 @@ class Session:
         value = samples[name]
         if value.dtype != np.float32 or value.shape != shape:
             raise HostError(f"input '{name}': expected float32 {list(shape)}, got {value.dtype} {list(value.shape)}")
-        if np.isnan(value.max(initial=0)):
-            raise HostError(f"input '{name}' has a value that is not a number")
         return value
 
 
@@ -150,7 +164,7 @@ class _Part:
     def __init__(self, model: ir.Model | None, threads: int) -> None:
         self.is_none = model is None
         self._steps = None if model is None else _in_numpy(model)
-        made = session(model, threads) if self._steps is None else None
+        self._session = made = session(model, threads) if self._steps is None else None
         if made is not None:
             self._run = made.run
             self._fed = [node.name for node in made.get_inputs()]
@@ -167,6 +181,32 @@ class _Part:
             return
         fed = {name: values[name] for name in self._fed}
         values.update(zip(self._names, self._run(self._names, fed), strict=True))
+
+    def bind(self, fixed: Mapping[str, NDArray[np.float32]], names: list[str]) -> bool:
+        """Prepare `run_bound` on arrays that stay; whether that is possible, and gives all outputs `names`.
+
+        Binding takes half the time of a call with arrays, which is much beside a small network.
+        """
+        if self._session is None or set(self._fed) - set(fixed) or set(names) - set(self._names):
+            return False
+        self._binding, self._kept = self._session.io_binding(), list(fixed.values())
+        self._bound: Floats = {}
+        for name in self._fed:
+            x = fixed[name]
+            self._binding.bind_input(name, "cpu", 0, np.float32, x.shape, x.ctypes.data)
+        for node in self._session.get_outputs():
+            if any(not isinstance(dim, int) for dim in node.shape) or node.type != "tensor(float)":
+                return False
+            y = np.empty(node.shape, np.float32)
+            self._binding.bind_output(node.name, "cpu", 0, np.float32, y.shape, y.ctypes.data)
+            self._bound[node.name] = y
+        return True
+
+    def run_bound(self) -> Floats:
+        """Its outputs, from what the bound arrays hold now."""
+        assert self._session is not None
+        self._session.run_with_iobinding(self._binding)
+        return {name: y.copy() for name, y in self._bound.items()}
 
 
 _FUNCTIONS: dict[str | None, Callable[..., NDArray]] = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}

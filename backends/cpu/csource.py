@@ -50,6 +50,8 @@ def threaded(plan: Plan, names: Names) -> str:
         *rows,
         "};",
         *ranges,
+        f"enum {{ INPUTS = {len(plan.graph.inputs)} }};",
+        f"static const int input_sizes[] = {{{', '.join(str(tensor.size) for tensor in plan.graph.inputs)}}};",
         f"#define ARENA_BYTES {plan.arena.size}",
         f"#define NAME(function) {names.prefix}_##function",
         "",

@@ -101,7 +101,7 @@ def tile(machine: Machine, channels: int, columns: int) -> tuple[int, int]:
     count = -(-channels // machine.lanes)
     best, best_cost = (1, 1), float("inf")
     for vectors in range(1, min(count, 8) + 1):
-        most = (machine.registers - 2 - vectors) // vectors
+        most = (machine.registers - machine.registers // 8 - vectors) // vectors
         for pixels in range(1, min(columns, most, 16) + 1):
             cost = sum(
                 _cost(p, v) * times * repeats

@@ -106,7 +106,8 @@ extern "C" {{
 void *{prefix}_open(int threads);
 void {prefix}_close(void *network);
 void {prefix}_infer(void *network, const int8_t *const *in, int8_t *const *out);
-void {prefix}_infer_float(void *network, const float *const *in, float *const *out);
+/* 1, and nothing done, if an input has a value that is not a number. */
+int {prefix}_infer_float(void *network, const float *const *in, float *const *out);
 #ifdef __cplusplus
 }}
 #endif
@@ -144,11 +145,13 @@ class Library:
         for kind, name in ((np.int8, "infer"), (np.float32, "infer_float")):
             function = getattr(library, f"{prefix}_{name}")
             function.argtypes = [ctypes.c_void_p] * 3
-            function.restype = None
+            function.restype = None if name == "infer" else ctypes.c_int
             self._functions[np.dtype(kind)] = function
         self._trace = getattr(library, f"{prefix}_trace")
         self._trace.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int]
         self._trace.restype = ctypes.c_void_p
+        self._arrays: list[list[NDArray]] = [[], []]
+        self._pointers: list[ctypes.Array] = [_pointers([])] * 2
         self._context = self._open(threads)
         if not self._context:
             raise MemoryError(f"{path.name} found no memory for its maps")
@@ -184,8 +187,20 @@ class Library:
         return (view - machine.bias).astype(np.int8)
 
     def infer(self, inputs: list[NDArray], outputs: list[NDArray]) -> None:
-        """One sample: C-contiguous int8 or float32 [C, H, W] arrays, in the order of the graph."""
-        self._functions[inputs[0].dtype](self._context, _pointers(inputs), _pointers(outputs))
+        """One sample: C-contiguous int8 or float32 [C, H, W] arrays, in the order of the graph.
+
+        Raises:
+            ValueError: An input has a value that is not a number.
+        """
+        for place, arrays in enumerate((inputs, outputs)):
+            if not _same(self._arrays[place], arrays):  # most callers pass the same arrays again
+                self._arrays[place], self._pointers[place] = arrays, _pointers(arrays)
+        if self._functions[inputs[0].dtype](self._context, *self._pointers):
+            raise ValueError("an input has a value that is not a number")
+
+
+def _same(known: list[NDArray], arrays: list[NDArray]) -> bool:
+    return len(known) == len(arrays) and all(a is b for a, b in zip(known, arrays, strict=True))
 
 
 def _pointers(arrays: list[NDArray]) -> ctypes.Array:
