@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +101,7 @@ class Session:
         self._ins = [sources[tensor.name] for tensor in lowered.graph.inputs]
         self._index = {tensor.name: i for i, tensor in enumerate(lowered.graph.outputs)}
         self._maps = self._new_maps()
-        self._keeps = self._tail.is_none and any(cut.view.order is None for cut in lowered.outputs)
+        self._keeps = self._tail.in_numpy and any(cut.view.order is None for cut in lowered.outputs)
 
         self._is_bound = not self._keeps and self._bind_tail()
 
@@ -141,7 +143,7 @@ class Session:
         if self._is_bound:
             return self._tail.run_bound()
         self._tail.run(values)
-        return {name: values[name] for name in self._names}
+        return {name: np.ascontiguousarray(values[name]) for name in self._names}
 
     def _new_maps(self) -> list[NDArray[np.float32]]:
         return [np.empty(tensor.shape, np.float32) for tensor in self._graph.outputs]
@@ -156,7 +158,7 @@ class Session:
 
 
 class _Part:
-    """A float model beside the integers: elementwise arithmetic in numpy, which gives the same bits, else onnxruntime.
+    """A float model beside the integers: arithmetic and layout in numpy, which gives the same bits, else onnxruntime.
 
     Calling onnxruntime takes about as long as a small network.
     """
@@ -164,6 +166,7 @@ class _Part:
     def __init__(self, model: ir.Model | None, threads: int) -> None:
         self.is_none = model is None
         self._steps = None if model is None else _in_numpy(model)
+        self.in_numpy = model is None or self._steps is not None
         self._session = made = session(model, threads) if self._steps is None else None
         if made is not None:
             self._run = made.run
@@ -175,9 +178,9 @@ class _Part:
         if self.is_none:
             return
         if self._steps is not None:
-            for name, function, operands in self._steps:
-                a, b = (values[x] if isinstance(x, str) else x for x in operands)
-                values[name] = function(a, b)
+            for call in self._steps:
+                operands = [values[x] if isinstance(x, str) else x for x in call.operands]
+                values[call.output] = call.function(*operands)
             return
         fed = {name: values[name] for name in self._fed}
         values.update(zip(self._names, self._run(self._names, fed), strict=True))
@@ -209,22 +212,38 @@ class _Part:
         return {name: y.copy() for name, y in self._bound.items()}
 
 
-_FUNCTIONS: dict[str | None, Callable[..., NDArray]] = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}
+_ARITHMETIC: dict[str, Callable[..., NDArray]] = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}
 
 
-def _in_numpy(model: ir.Model) -> list[tuple[str, Callable[..., NDArray], list[str | NDArray]]] | None:
-    """(output, function, operands) of each node, or None if there is a node of another kind."""
-    steps: list[tuple[str, Callable[..., NDArray], list[str | NDArray]]] = []
+def _in_numpy(model: ir.Model) -> list[_Call] | None:
+    """Its nodes in order, or None if there is one of another kind than arithmetic, Reshape and Transpose."""
+    calls = []
     for node in model.graph:
-        if node.op_type not in _FUNCTIONS:
-            return None
         operands: list[str | NDArray] = []
         for value in node.inputs:
-            assert value is not None
             held = constant(value)
-            operands.append(str(value.name) if held is None else held)
-        steps.append((str(node.outputs[0].name), _FUNCTIONS[node.op_type], operands))
-    return steps
+            operands.append(str(value.name) if value is not None and held is None else np.asarray(held))
+        output = node.outputs[0]
+        shape = shape_of(output)
+        if node.op_type in _ARITHMETIC:
+            function = _ARITHMETIC[node.op_type]
+        elif node.op_type == "Reshape" and shape is not None:
+            operands, function = operands[:1], partial(np.reshape, shape=shape)
+        elif node.op_type == "Transpose" and "perm" in node.attributes:
+            function = partial(np.transpose, axes=tuple(node.attributes["perm"].as_ints()))
+        else:
+            return None
+        calls.append(_Call(str(output.name), function, operands))
+    return calls
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """output = function(operands), which are names of values or constants."""
+
+    output: str
+    function: Callable[..., NDArray]
+    operands: list[str | NDArray]
 
 
 def _map_of(cut: Cut, values: Floats) -> NDArray[np.float32]:
