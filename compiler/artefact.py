@@ -31,6 +31,8 @@ SEGMENTS = "segments.json"
 """What host and accelerator do in turn, for who writes a host program."""
 RTL = "rtl/accelerator.v"
 PROGRAM = "program"
+CPU = "cpu"
+"""Folder of a CPU target: sources, objects and the library."""
 SAMPLES = "samples.npz"
 REPORT_JSON = "report.json"
 REPORT_HTML = "report.html"
@@ -92,6 +94,11 @@ class Manifest:
     options: Mapping[str, str] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, FileEntry] = field(default_factory=dict)
+
+
+def cpu_bundles(folder: Path, count: int) -> list[Path]:
+    """The folders of the libraries of so many entries."""
+    return [folder / CPU] if count == 1 else [folder / CPU / f"entry{index}" for index in range(count)]
 
 
 def host_file(turn: int, entries: int) -> str:

@@ -47,8 +47,14 @@ EXIT_CODES = {
     "InvariantError": PASS,
     "UnsupportedOpError": TARGET,
     "DoesNotFitError": TARGET,
+    "WrongProcessorError": TARGET,
+    "BundleError": USAGE,
     "ToolNotFound": TOOL,
     "SimError": TOOL,
+    "MissingExtraError": TOOL,
+    "EmulatorMissingError": TOOL,
+    "EmulationError": DIFFERS,
+    "LinkError": TOOL,
     "CompressError": INTERNAL,
 }
 """Name of an error class to exit code; a class without a line here counts as its nearest base class."""
@@ -234,6 +240,9 @@ def _model_options(command: Callable[P, int | None]) -> Callable[P, int | None]:
     """What `compile` and `check` share."""
     options = [
         click.option("--target", default="fpga", show_default=True, help="See `edgec targets`."),
+        click.option("--mcpu", help="Processor of a CPU target, as LLVM names it; this one by default."),
+        click.option("--ram", type=Size(), help="Most bytes of a CPU target's maps, for example 20K."),
+        click.option("--flash", type=Size(), help="Most bytes of its code and constants."),
         click.option("--array", type=Array(), default="16x8", show_default=True, help="Multipliers: pixels x rows."),
         click.option(
             "--memory",
@@ -347,7 +356,7 @@ _artefact_argument = click.argument("folder", type=click.Path(path_type=Path))
 @click.group(cls=Edgec, epilog=EXIT_HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="edgec")
 def cli() -> None:
-    """Compile a float ONNX network into an int8 FPGA accelerator that is proven bit-exact in simulation.
+    """Compile a float ONNX network into an int8 FPGA accelerator, or a CPU library, that is proven bit-exact.
 
     \b
     Start here:
@@ -375,10 +384,12 @@ def compile_command(model: Path, output: Path, no_verify: bool, as_json: bool, *
       edgec compile net.onnx --calib photos/ --input-scale 1/255 -o out
       edgec compile net.onnx --calib samples.npz --max-drop 1.0pt -o out      with compressed weights
       edgec compile net.onnx --array 8x2 --memory 64K --no-verify -o out
+      edgec compile net.onnx --target cpu --calib samples.npz -o out          a library for this processor
+      edgec compile net.onnx --target cortex-m --mcpu cortex-m7 --ram 64K -o out
     """
     from compiler import pipeline, report
 
-    target = {name: options.pop(name) for name in ("target", "array", "memory", "dense")}
+    target = {name: options.pop(name) for name in ("target", "mcpu", "ram", "flash", "array", "memory", "dense")}
     may_cut = not options.pop("no_host")
     asked = _compress_options(options)
     shared = {name: getattr(asked, name) for name in ("calibration", "scale", "mean", "images", "input_shapes")}
@@ -476,6 +487,37 @@ def simulate(
         _print(json.dumps(report.finite(result.facts()), indent=1))
     else:
         _print(f"{result.samples} samples, {result.cycles:,} cycles each, as scheduled")
+        if output:
+            _print(f"wrote {output}: {', '.join(result.outputs)}")
+    return OK
+
+
+@cli.command(epilog=EXIT_HELP)
+@_artefact_argument
+@click.option("--input", "inputs", type=click.Path(path_type=Path), required=True, help="Samples, .npz or .npy.")
+@click.option("--output", type=NewFile(), help="Write the network's float outputs here (.npz).")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first samples.")
+@click.option("--threads", type=click.IntRange(1, 64), default=1, show_default=True, help="The result is the same.")
+@_json_option
+@_common
+def run(
+    folder: Path, inputs: Path, output: Path | None, limit: int | None, threads: int, as_json: bool
+) -> int:
+    """Run samples on this processor, through an artefact of --target cpu.
+
+    \b
+    Example:
+      edgec run out --input samples.npz --output results.npz
+    """
+    from compiler import evaluate, report
+
+    with _progress() as progress:
+        result = evaluate.run_file(folder, inputs, output, limit=limit, threads=threads, progress=progress)
+    _warn(result.warnings)
+    if as_json:
+        _print(json.dumps(report.finite(result.facts()), indent=1))
+    else:
+        _print(f"{result.samples} samples")
         if output:
             _print(f"wrote {output}: {', '.join(result.outputs)}")
     return OK

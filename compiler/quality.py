@@ -19,7 +19,7 @@ Floats = dict[str, NDArray[np.float32]]
 Progress = Callable[[str, int, int], None]
 
 # Float and quantized are the ONNX files in onnxruntime, reference and RTL are integers.
-FLOAT, QUANTIZED, REFERENCE, RTL = "float", "quantized", "reference", "RTL"
+FLOAT, QUANTIZED, REFERENCE, RTL, CPU = "float", "quantized", "reference", "RTL", "CPU"
 MEASURED = 200
 """Calibration samples on which a compile measures the answers."""
 _BATCH = 32

@@ -238,6 +238,7 @@ class CompileReport:
         missed: One sentence for each budget that is exceeded.
         segments: What runs where, in the order of execution.
         host_macs: Dense multiply-accumulates of one inference on the host.
+        footprint: Bytes of a CPU target by what they hold; empty for hardware.
     """
 
     edgec: str
@@ -260,6 +261,7 @@ class CompileReport:
     passes: tuple[PassRow, ...] = ()
     missed: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    footprint: Mapping[str, int] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
     segments: tuple[SegmentRow, ...] = ()
     host_macs: int = 0
@@ -385,6 +387,9 @@ def summary(report: CompileReport) -> list[tuple[str, str]]:
         lines.append(("cycles", f"{report.cycles:,}{use if report.utilisation else ''}"))
     if report.multipliers is not None:
         lines.append(("multipliers", f"{report.multipliers:,}"))
+    if report.footprint:
+        parts = (f"{name.removesuffix('_bytes')} {size:,}" for name, size in report.footprint.items())
+        lines.append(("bytes", ", ".join(parts)))
     if report.memory:
         lines.append(("memory", ", ".join(f"{m.memory} {percent(m.used / m.available)}" for m in report.memory)))
     for metric in dict.fromkeys(row.metric for row in report.accuracy):
@@ -414,6 +419,8 @@ def verdict(verify: VerifyFacts | None) -> str:
     """One sentence."""
     if verify is None:
         return "no (not simulated)"
+    if verify.passed and not verify.instructions:
+        return f"{verify.elements:,} elements of {verify.inputs} inputs equal to the reference"
     if verify.passed:
         return (
             f"{verify.elements:,} elements of {verify.inputs} inputs equal to the reference, "

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from backends.base import Capabilities, Estimate, raise_unsupported
+from backends.base import Capabilities, DoesNotFitError, Estimate, raise_unsupported
+from backends.cpu import backend as cpu_backend
+from backends.cpu import plan as cpu_plan
+from backends.cpu.machine import Machine
 from backends.fpga import program as fpga_program
 from backends.fpga.backend import FpgaBackend
 from backends.fpga.emit import emit
@@ -16,7 +19,7 @@ from backends.fpga.estimate import estimate, operation_costs
 from backends.fpga.host.emit import emit_host
 from backends.fpga.schedule import Options
 from backends.layers import LayerGraph, macs
-from compiler import costs
+from compiler import artefact, costs
 from compiler.costs import Step
 from compiler.report import TargetFacts
 from hw.config import AcceleratorConfig, ConfigError, array_config
@@ -24,6 +27,10 @@ from sim.program import Program
 
 NAMES = {
     "fpga": "an accelerator generated in Amaranth, as Verilog, with its program and memory images",
+    "cpu": "this or another x86-64 processor: a shared library with integer kernels, C sources around them",
+    "arm64": "64-bit ARM Linux (--mcpu, cortex-a72 by default): a static library without a runtime, and a header",
+    "armv7": "32-bit ARM Linux with NEON (--mcpu, cortex-a7 by default): the same",
+    "cortex-m": "bare metal (--mcpu, cortex-m4 by default): the same, with a linker script to start from",
     "reference": "the integer arithmetic in numpy; quantized model and accuracy only",
 }
 MEMORIES = {
@@ -61,6 +68,12 @@ class Choices(Protocol):
     def memory(self) -> Mapping[str, int]: ...
     @property
     def dense(self) -> bool: ...
+    @property
+    def mcpu(self) -> str | None: ...
+    @property
+    def ram(self) -> int | None: ...
+    @property
+    def flash(self) -> int | None: ...
 
 
 class Plan(Protocol):
@@ -80,6 +93,10 @@ class Plan(Protocol):
         Raises:
             DoesNotFitError: The target's memories are too small; names the layer.
         """
+
+    @property
+    def footprint(self) -> Mapping[str, int]:
+        """Bytes of a CPU target by what they hold."""
 
     def build(self, folder: Path, order: Sequence[str]) -> None:
         """Write the target's files into an artefact.
@@ -132,6 +149,8 @@ def make(options: Choices) -> Target:
         except ConfigError as refusal:
             refusal.add_note("remedy: correct --array (pixels x rows, for example 16x8) or --memory")
             raise
+    if options.target in cpu_backend.TARGETS:
+        return _cpu(options)
     if options.target == "reference":
         return Reference()
     error = OptionError(f"target must be one of {', '.join(NAMES)}, not {options.target!r}")
@@ -153,6 +172,10 @@ class ReferencePlan:
     def estimate(self) -> Estimate:
         layers = [layer for graph in self.graphs for layer in graph.layers]
         return Estimate(macs=sum(map(macs, layers)), weight_bytes=sum(map(costs.weight_bytes, layers)))
+
+    @property
+    def footprint(self) -> Mapping[str, int]:
+        return {}
 
     def program(self) -> None:
         return None
@@ -179,6 +202,111 @@ class Reference:
 
 
 @dataclass(frozen=True, eq=False)
+class CpuPlan:
+    """A network with its layouts, kernels and memory chosen: one plan for each entry."""
+
+    planned: tuple[cpu_plan.Plan, ...]
+    ram: int | None = None
+    flash: int | None = None
+    written: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> tuple[tuple[Step, ...], ...]:
+        return tuple(
+            tuple(replace(step, activation_bytes=plan.alive[step.name]) for step in costs.steps_of(plan.graph))
+            for plan in self.planned
+        )
+
+    @property
+    def estimate(self) -> Estimate:
+        work = sum(macs(layer) for plan in self.planned for layer in plan.graph.layers)
+        return Estimate(macs=work, weight_bytes=sum(plan.weight_bytes for plan in self.planned))
+
+    @property
+    def footprint(self) -> Mapping[str, int]:
+        return _added(map(cpu_backend.bytes_of, self.planned)) | self.written
+
+    def program(self) -> None:
+        """None; checks the memory that is known before anything is built."""
+        arena = sum(plan.arena.size for plan in self.planned)
+        if self.ram is not None and arena > self.ram:
+            alive = {name: size for plan in self.planned for name, size in plan.alive.items()}
+            most = sorted(alive, key=lambda name: -alive[name])[:3]
+            told = ", ".join(f"'{name}' {alive[name]:,}" for name in most)
+            error = DoesNotFitError(f"the maps need {arena:,} bytes, --ram has {self.ram:,}; most: {told}")
+            error.add_note("remedy: a smaller input or fewer channels in these layers")
+            raise error
+        self._check_flash(sum(len(plan.constants) for plan in self.planned), "constants alone need")
+
+    def _check_flash(self, size: int, what: str) -> None:
+        if self.flash is None or size <= self.flash:
+            return
+        layers = [layer for plan in self.planned for layer in plan.graph.layers]
+        heavy = sorted(layers, key=lambda layer: -costs.weight_bytes(layer))[:3]
+        told = ", ".join(f"'{layer.name}' {costs.weight_bytes(layer):,}" for layer in heavy)
+        error = DoesNotFitError(f"{what} {size:,} bytes, --flash has {self.flash:,}; most weights: {told}")
+        error.add_note("remedy: compress with --max-size or --max-macs, which takes channels out")
+        raise error
+
+    def build(self, folder: Path, order: Sequence[str]) -> None:
+        """One bundle for each entry; where there are several, ORDER.txt says what comes when."""
+        self.program()
+        bundles = artefact.cpu_bundles(folder, len(self.planned))
+        sizes = []
+        for plan, bundle in zip(self.planned, bundles, strict=True):
+            bundle.mkdir(parents=True)
+            sizes.append(cpu_backend.write(plan, bundle))
+        self.written.update(_added(sizes))
+        if order:
+            (folder / artefact.CPU / "ORDER.txt").write_text("\n".join(order) + "\n", encoding="utf-8")
+        self._check_flash(self.written.get("flash_bytes", 0), "code and constants need")
+
+
+def _added(sizes: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Bytes of several bundles together."""
+    total: dict[str, int] = {}
+    for each in sizes:
+        for name, size in each.items():
+            total[name] = total.get(name, 0) + size
+    return total
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """A processor."""
+
+    name: str
+    machine: Machine
+    ram: int | None = None
+    flash: int | None = None
+    is_hardware: bool = False
+    capabilities: Capabilities = INT8
+
+    def facts(self) -> TargetFacts:
+        machine = self.machine
+        config = {"mcpu": machine.cpu, "triple": machine.triple, "dot": machine.dot.value, "lanes": machine.lanes}
+        return TargetFacts(self.name, config=config)
+
+    def check(self, graphs: Sequence[LayerGraph]) -> None:
+        raise_unsupported(cpu_backend.CpuBackend(self.machine), [layer for graph in graphs for layer in graph.layers])
+
+    def plan(self, graphs: Sequence[LayerGraph]) -> CpuPlan:
+        self.check(graphs)
+        return CpuPlan(tuple(cpu_plan.make_plan(graph, self.machine) for graph in graphs), self.ram, self.flash)
+
+
+def _cpu(options: Choices) -> Cpu:
+    try:
+        machine = cpu_backend.machine(options.mcpu, options.target)
+    except ValueError as refusal:
+        error = OptionError(str(refusal))
+        for note in getattr(refusal, "__notes__", ()):
+            error.add_note(note)
+        raise error from refusal
+    return Cpu(options.target, machine, options.ram, options.flash)
+
+
+@dataclass(frozen=True, eq=False)
 class FpgaPlan:
     """A network that is scheduled for an accelerator: one plan for each entry."""
 
@@ -202,6 +330,10 @@ class FpgaPlan:
     @cached_property
     def _placed(self) -> Program:
         return fpga_program.place(self.planned, self.config)
+
+    @property
+    def footprint(self) -> Mapping[str, int]:
+        return {}
 
     def program(self) -> Program:
         return self._placed

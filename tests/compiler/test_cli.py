@@ -39,10 +39,10 @@ BUDGETS = (
 )
 ALWAYS = "--json -v --verbose --debug -h --help"
 HELP = {
-    "compile": "-o --output --target --array --memory --input-shape --shape --dense --no-host "
+    "compile": "-o --output --target --mcpu --ram --flash --array --memory --input-shape --shape --dense --no-host "
     f"{SAMPLES} {BUDGETS} --no-verify {ALWAYS}",
     "compress": f"-o --output --input-shape --shape {SAMPLES} {BUDGETS} {ALWAYS}",
-    "check": f"--target --array --memory --input-shape --shape --dense --no-host {ALWAYS}",
+    "check": f"--target --mcpu --ram --flash --array --memory --input-shape --shape --dense --no-host {ALWAYS}",
     "simulate": f"--input --output --limit --wave {ALWAYS}",
     "verify": f"--inputs --random --input --wave --junit {ALWAYS}",
     "eval": f"--data --limit --no-rtl {ALWAYS}",

@@ -1,0 +1,236 @@
+"""CPU rows: speed beside onnxruntime in the same process, sizes without a runtime, equality here and under qemu.
+
+python -m benchmarks.cpu speed ARTEFACT MODEL PEERS THREADS SECONDS     prints median seconds as JSON
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+from onnx import version_converter
+
+from benchmarks.artefacts import ROOT, Ran, Workshop, edgec, run
+from benchmarks.figures import Figure, at_least, at_most
+from benchmarks.networks import KWS, MLPERF_TINY, RESNET8, Network, shared
+
+SPEED, SIZE, TIME, EQUAL = "cpu-speed", "cpu-size", "cpu-compile-time", "cpu-equal"
+_OPSET = 17
+_SECONDS = 4.0
+_BATCH_S = 2e-3
+_BARS = {"super_resolution_10": (0.7, 1.2)}
+_ZOO = {"ultraface_rfb320": "photos_240x320.npz", "super_resolution_10": None, "go1_policy": None, "fastestdet": None}
+_SHAPES = {"super_resolution_10": ("--shape", "input=1,1,224,224")}
+
+
+def speed(workshop: Workshop) -> Iterator[Figure]:
+    """How many times faster than the better of onnxruntime fp32 and int8: numpy in, numpy out, batch 1."""
+    for threads in (1, 2):
+        for key, compiled in _compiled(workshop, "native"):
+            yield _speed(workshop, key, compiled, threads, "this CPU")
+    for key, compiled in _compiled(workshop, "haswell"):
+        yield _speed(workshop, key, compiled, 1, "--mcpu haswell")
+
+
+def compile_time(workshop: Workshop) -> Iterator[Figure]:
+    """Wall seconds of `edgec compile --target cpu`, calibration and proof included."""
+    for key, compiled in _compiled(workshop, "native"):
+        value, note = (None, compiled.complaint) if compiled.code else (compiled.seconds, "")
+        note = note or f"{compiled.cpu_seconds:.0f} CPU-seconds"
+        yield Figure(TIME, f"{key}: ONNX to a proven library", value, "s", at_most(60), at_most(15), note=note)
+
+
+def size(workshop: Workshop) -> Iterator[Figure]:
+    """Bytes of KWS without a runtime, the C library left out."""
+    for target, cpu, bars in (
+        ("arm64", "cortex-a72", {"all": (120e3, 70e3)}),
+        ("arm64", "cortex-a76", {"all": (120e3, 70e3)}),
+        ("cortex-m", "cortex-m4", {"flash": (54e3, 40e3), "arena": (20e3, 16.5e3)}),
+    ):
+        calib = workshop.samples(KWS.key, KWS.calibration.read())
+        out = workshop.folder / f"kws-{cpu}"
+        ran = edgec("compile", KWS.path, "--target", target, "--mcpu", cpu, "--calib", calib, "--no-verify", "-o", out)
+        bytes_of = json.loads((out / "report.json").read_text())["footprint"] if ran.code == 0 else {}
+        for what, (bar, aim) in bars.items():
+            value = None
+            if bytes_of:
+                whole = bytes_of["flash_bytes"] + bytes_of["arena_bytes"]
+                value = float(whole if what == "all" else bytes_of[f"{what}_bytes"])
+            title = f"KWS {cpu}: {'text + rodata + arena' if what == 'all' else what}"
+            note = ran.complaint if ran.code else ""
+            yield Figure(SIZE, title, value, "bytes", at_most(bar), at_most(aim), note=note)
+
+
+def equal(workshop: Workshop) -> Iterator[Figure]:
+    """Elements that differ from the reference: devtest sets here, 20 samples under qemu elsewhere."""
+    for network in MLPERF_TINY:
+        data = workshop.samples(f"{network.key}-judging", network.judging.read())
+        yield _verified(workshop, network, "cpu", "native", data)
+    for network in (KWS, RESNET8):
+        data = workshop.samples(f"{network.key}-judging-20", network.judging.read()[:20])
+        for target, cpu in (("arm64", "cortex-a72"), ("arm64", "cortex-a76"), ("armv7", "cortex-a7"),
+                            ("cortex-m", "cortex-m4"), ("cortex-m", "cortex-m55")):  # fmt: skip
+            yield _verified(workshop, network, target, cpu, data)
+
+
+def _verified(workshop: Workshop, network: Network, target: str, cpu: str, data: Path) -> Figure:
+    calib = workshop.samples(network.key, network.calibration.read())
+    out = workshop.folder / f"{network.key}-{target}-{cpu}"
+    ran = edgec("compile", network.path, "--target", target, "--mcpu", cpu, "--calib", calib, "--no-verify", "-o", out)
+    if ran.code == 0:
+        ran = edgec("verify", out, "--input", data, "--random", "2", "--json")
+    facts = json.loads(ran.stdout) if ran.code in (0, 1) and ran.stdout else None
+    value = None if facts is None else float(facts["mismatches"])
+    note = ran.complaint if facts is None else f"{facts['elements']:,} elements of {facts['inputs']} inputs"
+    return Figure(EQUAL, f"{network.title} on {cpu}", value, "LSB", at_most(0), at_most(0), note=note)
+
+
+def _compiled(workshop: Workshop, cpu: str) -> Iterator[tuple[str, Ran]]:
+    """(name, the compile) of each network, once in a run."""
+
+    def compiled(key: str, model: Path, *options: str | Path) -> Ran:
+        out = workshop.folder / f"cpu-{cpu}-{key}"
+        return edgec("compile", model, "--target", "cpu", "--mcpu", cpu, *options, "-o", out)
+
+    for network in MLPERF_TINY:
+        calib = workshop.samples(network.key, network.calibration.read())
+        made = partial(compiled, network.key, network.path, "--calib", calib)
+        yield network.key, workshop.once((SPEED, cpu, network.key), made)
+    for key, data in _ZOO.items():
+        options = ("--calib", shared() / "data" / data) if data else ()
+        more = (*options, *_SHAPES.get(key, ()))
+        made = partial(compiled, key, shared() / "zoo" / f"{key}.onnx", *more)
+        yield key, workshop.once((SPEED, cpu, key), made)
+
+
+def _speed(workshop: Workshop, key: str, compiled: Ran, threads: int, where: str) -> Figure:
+    bar, aim = _BARS.get(key, (1.0, 2.0))
+    what = f"{key}: times faster than the best onnxruntime, {threads} thread{'s' * (threads > 1)}, {where}"
+    if compiled.code:
+        return Figure(SPEED, what, None, "x", at_least(bar), at_least(aim), note=compiled.complaint)
+    network = next((n for n in MLPERF_TINY if n.key == key), None)
+    model = network.path if network else shared() / "zoo" / f"{key}.onnx"
+    out = workshop.folder / f"cpu-{'native' if where == 'this CPU' else 'haswell'}-{key}"
+    peers = workshop.folder / f"peers-{key}"
+    command = [sys.executable, "-m", "benchmarks.cpu", "speed", str(out), str(model), str(peers), str(threads)]
+    ran = run([*command, str(_SECONDS / (4 if workshop.quick else 1))])
+    if ran.code:
+        return Figure(SPEED, what, None, "x", at_least(bar), at_least(aim), note=ran.complaint)
+    medians = json.loads(ran.stdout.splitlines()[-1])
+    ours = medians.pop("edgec")
+    best = min(medians, key=lambda name: medians[name])
+    note = f"{1e6 * ours:.0f} us; " + ", ".join(f"{name} {1e6 * value:.0f}" for name, value in medians.items())
+    note += f"; {_cpu_flags()}" if key == MLPERF_TINY[0].key else ""
+    return Figure(SPEED, what, medians[best] / ours, "x", at_least(bar), at_least(aim), f"best: {best}", note)
+
+
+def _cpu_flags() -> str:
+    """What of the processor matters here."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    names = ("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_vbmi", "amx_int8")
+    return "CPU has " + " ".join(name for name in names if name in flags)
+
+
+# The measuring process.
+
+
+def _peers(model: Path, folder: Path) -> dict[str, Path]:
+    """fp32 and int8 files at their best: clean inputs, pre-processed, QDQ with int8 and with uint8 activations."""
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    names = {"fp32": "fp32.onnx", "int8 s8s8": "s8.onnx", "int8 u8s8": "u8.onnx"}
+    files = {name: folder / file for name, file in names.items()}
+    if all(file.is_file() for file in files.values()):
+        return files
+    folder.mkdir(exist_ok=True)
+    loaded = onnx.load(model)
+    held = {tensor.name for tensor in loaded.graph.initializer}
+    inputs = [value for value in loaded.graph.input if value.name not in held]
+    del loaded.graph.input[:]
+    loaded.graph.input.extend(inputs)
+    for value in inputs:
+        for dim in value.type.tensor_type.shape.dim:
+            if not dim.dim_value:
+                dim.dim_value = 1
+    if max(each.version for each in loaded.opset_import if each.domain in ("", "ai.onnx")) < _OPSET:
+        loaded = version_converter.convert_version(loaded, _OPSET)
+    quant_pre_process(loaded, files["fp32"])
+    name, shape = _input(files["fp32"])
+    rows = np.random.default_rng(0).normal(size=(8, *shape)).astype(np.float32)
+    for kind, activation in (("int8 s8s8", QuantType.QInt8), ("int8 u8s8", QuantType.QUInt8)):
+        quantize_static(
+            files["fp32"], files[kind], _Rows(name, rows), quant_format=QuantFormat.QDQ, per_channel=True,
+            activation_type=activation, weight_type=QuantType.QInt8,
+        )  # fmt: skip
+    return files
+
+
+class _Rows:
+    """Calibration data of quantize_static; their values do not change its speed."""
+
+    def __init__(self, name: str, rows: NDArray[np.float32]) -> None:
+        self._rows = iter([{name: row} for row in rows])
+
+    def get_next(self) -> dict[str, NDArray[np.float32]] | None:
+        return next(self._rows, None)
+
+
+def _input(path: Path) -> tuple[str, tuple[int, ...]]:
+    value = onnx.load(path).graph.input[0]
+    return value.name, tuple(dim.dim_value or 1 for dim in value.type.tensor_type.shape.dim)
+
+
+def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def measure(artefact: Path, model: Path, folder: Path, threads: int, seconds: float) -> dict[str, float]:
+    """Median seconds of an inference; all take turns. One thread is CPU time, which a busy machine changes less."""
+    from compiler import stored
+    from compiler.cpu import Session
+
+    own = Session(stored.open_artefact(artefact), threads=threads)
+    files = _peers(model, folder)
+    name, shape = _input(files["fp32"])
+    x = np.random.default_rng(1).normal(size=shape).astype(np.float32)
+    fed = {key: np.ascontiguousarray(x.reshape(own_shape)) for key, own_shape in own.shapes.items()}
+    calls: dict[str, Callable[[], object]] = {"edgec": lambda: own.run(fed)}
+    for peer, path in files.items():
+        calls[peer] = partial(_session(path, threads).run, None, {name: x})
+    clock = time.process_time if threads == 1 else time.perf_counter
+    repeats = {key: max(1, int(_BATCH_S / max(_timed(call, 3, clock), 1e-6))) for key, call in calls.items()}
+    times: dict[str, list[float]] = {key: [] for key in calls}
+    end = time.monotonic() + seconds
+    while time.monotonic() < end or len(times["edgec"]) < 7:
+        for key, call in calls.items():
+            call()
+            times[key].append(_timed(call, repeats[key], clock))
+    own.close()
+    return {key: float(np.median(values)) for key, values in times.items()}
+
+
+def _timed(call: Callable[[], object], count: int, clock: Callable[[], float]) -> float:
+    start = clock()
+    for _ in range(count):
+        call()
+    return (clock() - start) / count
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    _, _, artefact_, model_, folder_, threads_, seconds_ = sys.argv
+    print(json.dumps(measure(Path(artefact_), Path(model_), Path(folder_), int(threads_), float(seconds_))))
