@@ -62,7 +62,7 @@ class Call:
 
     Attributes:
         input, second, output: (buffer, offset in elements); "@0" is the caller's pointer 0.
-        weights, scales: Offsets in the constants, in bytes; -1 where the kernel has none.
+        weights, scales, table: Offsets in the constants, in bytes; -1 where the kernel has none.
     """
 
     kernel: Kernel
@@ -71,6 +71,7 @@ class Call:
     second: tuple[str, int] | None = None
     weights: int = -1
     scales: int = -1
+    table: int = -1
 
 
 @dataclass(frozen=True)
@@ -326,8 +327,14 @@ class _Planner:
             is_wide=packing.is_wide(part, self.bias),
         )
         packed = packing.dense(self.machine, weights.reshape(len(weights), window.rows * window.columns, -1))
+        thinned = packing.sparse(packed, _places(window, self.machine.dot.group))
+        table = -1
+        if thinned is not None:
+            packed, table = thinned[0], self.constants.add(thinned[1])
+            shape = packing.tile(self.machine, len(part.weights), width, most_vectors=1)
+            kernel = kernels.SparseConv(**{**vars(kernel), "pixels": shape[0], "vectors": 1})
         self.weight_bytes += packed.nbytes
-        held = self.constants.add(packed), self.constants.add(packing.scales(self.machine, part))
+        held = self.constants.add(packed), self.constants.add(packing.scales(self.machine, part)), table
         begin = target.origin + channel
         full, rest = divmod(width, shape[0])
         if height == 1 and full > 1 and layer.output.shape[1] > 1:  # one long row: tiles become the units
@@ -539,6 +546,13 @@ class _Planner:
             is_broadcast=is_broadcast,
         )
         return Call(kernel, _at(source), _at(target), _at(second) if second else None)
+
+
+def _places(window: kernels.Window, group: int) -> NDArray[np.int64]:
+    """Where the groups of each run are, from the window's origin: [run][group]."""
+    rows = np.arange(window.rows)[:, None, None] * window.row_step
+    columns = np.arange(window.columns)[None, :, None] * window.column_step
+    return (rows + columns + np.arange(window.groups(group))[None, None, :] * group).reshape(-1, window.groups(group))
 
 
 def needed_pads(layer: layers.Layer) -> Pads:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backends.cpu import backend, codegen, emulation, machine, shared, static
+from backends.cpu import backend, codegen, emulation, machine, packing, shared, static
 from backends.cpu.machine import Machine
 from backends.cpu.plan import make_plan
 from backends.fixed_point import Constant, requantize
@@ -70,6 +70,29 @@ def test_sums_of_extremes_do_not_saturate(cpu: str | None, tmp_path: Path) -> No
     )
     inputs = {"x": np.stack([np.full(x.shape, value, np.int8) for value in (-128, 127)])}
     assert differences(graph, inputs, backend.machine(cpu), tmp_path) == []
+
+
+def block_sparse(on: Machine) -> LayerGraph:
+    """A convolution of 20 channels with three quarters of its blocks 0, and a whole vector of channels, too."""
+    x, y = Tensor("x", (24, 7, 9), 1.0, 5), Tensor("y", (20, 7, 9), 1.0, -3)
+    rng = np.random.default_rng(0)
+    weights = rng.integers(-127, 128, (20, 24, 3, 3)).astype(np.int8)
+    for o in range(0, 20, on.lanes):
+        for c, ky, kx in np.ndindex(24 // on.dot.group, 3, 3):
+            if rng.random() < 0.75 or o >= 16:
+                weights[o : o + on.lanes, c * on.dot.group : (c + 1) * on.dot.group, ky, kx] = 0
+    scale = requantize(np.full(20, 2e-4), Constant(-5 * weights.astype(np.int64).sum(axis=(1, 2, 3)), np.full(20, 0.25)))
+    return LayerGraph("sparse", (x,), (y,), (Conv("y", x, y, weights, scale, pads=(1, 1, 1, 1)),))
+
+
+@pytest.mark.parametrize("cpu", [None, "haswell", "x86-64"])
+def test_blocks_of_zeros_are_neither_stored_nor_executed(cpu: str | None, tmp_path: Path) -> None:
+    on = backend.machine(cpu)
+    graph = block_sparse(on)
+    plan = make_plan(graph, on)
+    dense = packing.dense(on, graph.layers[0].weights.transpose(0, 2, 3, 1).reshape(20, 3, -1))  # type: ignore[union-attr]
+    assert plan.weight_bytes < 0.4 * dense.nbytes
+    assert differences(graph, random_inputs(graph, 0, 3), on, tmp_path) == []
 
 
 @pytest.mark.parametrize("cpu", [None, "haswell"])
