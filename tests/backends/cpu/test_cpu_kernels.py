@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +60,14 @@ def test_older_processors_compute_the_reference(cpu: str, seed: int, tmp_path: P
     assert differences(graph, random_inputs(graph, seed, 2), backend.machine(cpu), tmp_path) == []
 
 
+@pytest.mark.skipif("avx512_vnni" not in Path("/proc/cpuinfo").read_text(), reason="the processor has no VNNI")
+def test_vnni_of_half_the_width_computes_the_reference(tmp_path: Path) -> None:
+    """The kernels of processors with AVX-VNNI alone, run by their AVX512 encoding."""
+    graph = random_graph(102, LAYERS)
+    half = replace(backend.machine("znver4"), lanes=8, registers=16)
+    assert differences(graph, random_inputs(graph, 102, 2), half, tmp_path) == []
+
+
 @pytest.mark.parametrize("cpu", [None, "haswell"])
 def test_sums_of_extremes_do_not_saturate(cpu: str | None, tmp_path: Path) -> None:
     """Where instructions that saturate in pairs would be wrong: all operands at the ends of their range."""
@@ -81,7 +90,8 @@ def block_sparse(on: Machine) -> LayerGraph:
         for c, ky, kx in np.ndindex(24 // on.dot.group, 3, 3):
             if rng.random() < 0.75 or o >= 16:
                 weights[o : o + on.lanes, c * on.dot.group : (c + 1) * on.dot.group, ky, kx] = 0
-    scale = requantize(np.full(20, 2e-4), Constant(-5 * weights.astype(np.int64).sum(axis=(1, 2, 3)), np.full(20, 0.25)))
+    constant = Constant(-5 * weights.astype(np.int64).sum(axis=(1, 2, 3)), np.full(20, 0.25))
+    scale = requantize(np.full(20, 2e-4), constant)
     return LayerGraph("sparse", (x,), (y,), (Conv("y", x, y, weights, scale, pads=(1, 1, 1, 1)),))
 
 
@@ -171,6 +181,15 @@ def test_arm_computes_the_reference_under_qemu(target: str, cpu: str | None, see
     verdict = backend.compare_emulated(tmp_path, plan, random_inputs(graph, seed, 2))
     assert verdict.elements > 0
     assert [str(difference) for difference in verdict.differences] == []
+
+
+def test_an_arm_processor_that_lacks_something_is_told_at_start(tmp_path: Path) -> None:
+    graph = random_graph(0, 3)
+    plan = make_plan(graph, backend.machine("cortex-a76", "arm64"))
+    backend.write(plan, tmp_path)
+    line = ["qemu-aarch64", "-cpu", "cortex-a72", str(tmp_path / "example")]
+    ran = subprocess.run(line, input=b"", capture_output=True, check=False)
+    assert (ran.returncode, ran.stderr) == (3, b"this network needs a processor with dotprod\n")
 
 
 def test_runtime_free_header_states_the_arena(tmp_path: Path) -> None:
