@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from backends.cpu import backend, emulation
 from backends.cpu.machine import Machine
-from backends.cpu.plan import Plan, make_plan
 from backends.layers import LayerGraph
 from compiler import artefact
 from compiler.host import Floats, HostError, session
@@ -37,15 +36,14 @@ def verify(folder: Path, graph: LayerGraph, samples: Maps, *, random: int) -> Ve
     """
     bundle = folder / artefact.CPU
     inputs = with_random(graph, samples, random)
-    plan = make_plan(graph, backend.machine_of(backend.read_facts(bundle)))
-    if backend.is_shared(plan.machine):
+    if backend.is_shared(backend.machine_of(backend.read_facts(bundle))):
         library = backend.load(bundle, graph, threads=2)
         try:
-            verdict = backend.compare(library, plan, inputs)
+            verdict = backend.compare(library, bundle, graph, inputs)
         finally:
             library.close()
     else:
-        verdict = _emulated(bundle, plan, inputs)
+        verdict = _emulated(bundle, graph, inputs)
     return VerifyFacts(
         inputs=len(next(iter(inputs.values()))),
         random_inputs=random,
@@ -59,11 +57,12 @@ def verify(folder: Path, graph: LayerGraph, samples: Maps, *, random: int) -> Ve
     )
 
 
-def _emulated(bundle: Path, plan: Plan, inputs: Maps) -> backend.Verdict:
+def _emulated(bundle: Path, graph: LayerGraph, inputs: Maps) -> backend.Verdict:
     """In a copy: an emulated bare program exchanges files, and an artefact stays as it is."""
     with tempfile.TemporaryDirectory(prefix="edgec-qemu-") as scratch:
-        shutil.copy(bundle / "example", scratch)
-        return backend.compare_emulated(Path(scratch), plan, inputs)
+        for name in ("example", backend.BUNDLE):
+            shutil.copy(bundle / name, scratch)
+        return backend.compare_emulated(Path(scratch), graph, inputs)
 
 
 def check_runs(machine: Machine) -> None:

@@ -15,8 +15,9 @@ from backends.cpu.kernels import Bounds, Kernel, Map
 from backends.cpu.machine import Machine
 from backends.layers import LayerGraph, Pads, Tensor
 
-_CHUNK_WORK, _MOST_CHUNKS = 16_000, 16
-"""Vector instructions of a chunk (some microseconds), and chunks of a step."""
+_CHUNK_WORK, _MOST_CHUNKS, _LEAST_SHARED = 16_000, 16, 48_000
+"""Vector instructions of a chunk (some microseconds), most chunks of a step, and instructions of a step worth sharing:
+on a busy machine a thread that is interrupted within a chunk costs more than a small step."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +98,20 @@ class Step:
     @property
     def chunks(self) -> int:
         """Pieces that threads may take: each large beside the cost of taking it."""
+        if self.work < _LEAST_SHARED:
+            return 1
         units = max(call.kernel.units for call in self.calls)
         return max(1, min(units, _MOST_CHUNKS, self.work // _CHUNK_WORK))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Where a layer's map is after its step: bytes of [0, 0, 0] in the arena, strides in elements."""
+
+    step: int
+    offset: int
+    row: int
+    pixel: int
 
 
 @dataclass(frozen=True)
@@ -133,6 +146,16 @@ class Plan:
         for step in (*self.enter, *self.steps, *self.leave, *self.enter_float, *self.leave_float):
             for call in step.calls:
                 found.setdefault(call.kernel, f"kernel{len(found)}")
+        return found
+
+    def traces(self) -> dict[str, Trace]:
+        """Of every layer, by its name."""
+        steps = {step.layer: index for index, step in enumerate(self.steps)}
+        found = {}
+        for layer in self.graph.layers:
+            place = self.places[layer.output.name]
+            offset = self.arena.offsets[place.buffer] + place.origin * self.machine.item_bytes
+            found[layer.name] = Trace(steps[layer.name], offset, place.map.row, place.map.pixel)
         return found
 
     def float_kernels(self) -> set[Kernel]:

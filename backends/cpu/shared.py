@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from backends.base import Tensors
 from backends.cpu import codegen, csource, link
 from backends.cpu.machine import CHECKED, Machine
-from backends.cpu.plan import Plan
+from backends.cpu.plan import Plan, Trace
 from backends.layers import Tensor
 
 _OPTIONS = ("-O2", "-g0", "-s", "-fPIC", "-std=c11", "-D_GNU_SOURCE", "-fno-sanitize=undefined")
@@ -173,17 +173,15 @@ class Library:
             self.infer([s[index] for s in sources], [r[index] for r in results])
         return {tensor.name: result for tensor, result in zip(self._outputs, results, strict=True)}
 
-    def trace(self, inputs: list[NDArray[np.int8]], step: int, name: str, plan: Plan) -> NDArray[np.int8]:
-        """int8 [C, H, W]: a map as it is in memory after one step of the plan."""
-        place, machine = plan.places[name], plan.machine
-        arena = self._trace(self._context, _pointers(inputs), step)
-        channels, height, width = place.shape
-        size = place.origin + (height - 1) * place.map.row + (width - 1) * place.map.pixel + channels
-        start = arena + plan.arena.offsets[place.buffer]
-        stored = np.ctypeslib.as_array((ctypes.c_uint8 * (size * machine.item_bytes)).from_address(start))
-        flat = stored.view(machine.activation)[place.origin :].astype(np.int32)
-        strides = (4, 4 * place.map.row, 4 * place.map.pixel)
-        view = np.lib.stride_tricks.as_strided(flat, place.shape, strides)
+    def trace(self, inputs: list[NDArray[np.int8]], where: Trace, tensor: Tensor, machine: Machine) -> NDArray[np.int8]:
+        """int8 [C, H, W]: a layer's map as it is in memory after its step."""
+        arena = self._trace(self._context, _pointers(inputs), where.step)
+        channels, height, width = tensor.shape
+        size = (height - 1) * where.row + (width - 1) * where.pixel + channels
+        memory = (ctypes.c_uint8 * (size * machine.item_bytes)).from_address(arena + where.offset)
+        flat = np.ctypeslib.as_array(memory).view(machine.activation).astype(np.int32)
+        strides = (4, 4 * where.row, 4 * where.pixel)
+        view = np.lib.stride_tricks.as_strided(flat, tensor.shape, strides)
         return (view - machine.bias).astype(np.int8)
 
     def infer(self, inputs: list[NDArray], outputs: list[NDArray]) -> None:

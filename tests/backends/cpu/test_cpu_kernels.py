@@ -29,7 +29,7 @@ def differences(graph: LayerGraph, inputs: dict[str, NDArray[np.int8]], on: Mach
     backend.write(plan, folder)
     library = backend.load(folder, graph, threads=2)
     try:
-        return [str(difference) for difference in backend.compare(library, plan, inputs).differences]
+        return [str(difference) for difference in backend.compare(library, folder, graph, inputs).differences]
     finally:
         library.close()
 
@@ -124,7 +124,7 @@ def test_any_number_of_threads_gives_the_same_and_so_does_any_order(tmp_path: Pa
     scale = requantize(np.full(48, 1e-4), Constant(np.zeros(48, np.int64), np.zeros(48)))
     graph = LayerGraph("threads", (x,), (y,), (Conv("y", x, y, weights, scale, pads=(1, 1, 1, 1)),))
     plan = make_plan(graph, backend.machine(None))
-    assert plan.steps[0].chunks > 3
+    assert plan.steps[0].chunks > 2
     backend.write(plan, tmp_path)
     inputs = random_inputs(graph, 0, 5)
     expected = interpreter.run(graph, inputs)["y"]
@@ -178,7 +178,7 @@ def test_arm_computes_the_reference_under_qemu(target: str, cpu: str | None, see
     plan = make_plan(graph, backend.machine(cpu, target))
     bytes_of = backend.write(plan, tmp_path)
     assert bytes_of["flash_bytes"] == bytes_of["text_bytes"] + bytes_of["rodata_bytes"]
-    verdict = backend.compare_emulated(tmp_path, plan, random_inputs(graph, seed, 2))
+    verdict = backend.compare_emulated(tmp_path, graph, random_inputs(graph, seed, 2))
     assert verdict.elements > 0
     assert [str(difference) for difference in verdict.differences] == []
 
