@@ -55,6 +55,7 @@ ROWS: dict[str, Row] = {
     determinism.ROW: determinism.figures,
     resnet50.ROW: resnet50.figures,
     cpu.SPEED: cpu.speed,
+    cpu.SPARSE: cpu.sparse,
     cpu.SIZE: cpu.size,
     cpu.TIME: cpu.compile_time,
     cpu.EQUAL: cpu.equal,

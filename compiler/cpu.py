@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from backends.cpu import backend, emulation
 from backends.cpu.machine import Machine
-from backends.cpu.plan import Plan, make_plan
 from backends.layers import LayerGraph
 from backends.reference import interpreter
 from compiler import artefact
@@ -69,21 +68,21 @@ def bundles_of(folder: Path, lowered: Lowered) -> list[Path]:
 
 
 def _verdict(graph: LayerGraph, bundle: Path, inputs: Maps) -> backend.Verdict:
-    plan = make_plan(graph, backend.machine_of(backend.read_facts(bundle)))
-    if not backend.is_shared(plan.machine):
-        return _emulated(bundle, plan, inputs)
+    if not backend.is_shared(backend.machine_of(backend.read_facts(bundle))):
+        return _emulated(bundle, graph, inputs)
     library = backend.load(bundle, graph, threads=2)
     try:
-        return backend.compare(library, plan, inputs)
+        return backend.compare(library, bundle, graph, inputs)
     finally:
         library.close()
 
 
-def _emulated(bundle: Path, plan: Plan, inputs: Maps) -> backend.Verdict:
+def _emulated(bundle: Path, graph: LayerGraph, inputs: Maps) -> backend.Verdict:
     """In a copy: an emulated bare program exchanges files, and an artefact stays as it is."""
     with tempfile.TemporaryDirectory(prefix="edgec-qemu-") as scratch:
-        shutil.copy(bundle / "example", scratch)
-        return backend.compare_emulated(Path(scratch), plan, inputs)
+        for name in ("example", backend.BUNDLE):
+            shutil.copy(bundle / name, scratch)
+        return backend.compare_emulated(Path(scratch), graph, inputs)
 
 
 def check_runs(machine: Machine) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from backends.base import Build, Estimate, Tensors
 from backends.cpu import codegen, emulation, shared, static
 from backends.cpu.machine import CHECKED, Dot, Machine, arm, x86
-from backends.cpu.plan import Plan, make_plan
+from backends.cpu.plan import Plan, Trace, make_plan
 from backends.cpu.shared import Library
 from backends.layers import Layer, LayerGraph, macs
 from backends.reference import interpreter
@@ -118,6 +118,7 @@ def write(plan: Plan, folder: Path) -> dict[str, int]:
         "prefix": shared.prefix_of(name),
         "machine": asdict(plan.machine) | {"dot": plan.machine.dot.value},
         "bytes": found,
+        "traces": {layer: asdict(trace) for layer, trace in plan.traces().items()},
     }
     (folder / BUNDLE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     return found
@@ -196,37 +197,42 @@ class Verdict:
     differences: tuple[Difference, ...]
 
 
-def compare(library: Library, plan: Plan, inputs: Mapping[str, NDArray[np.int8]]) -> Verdict:
-    """Every map after its layer, then the outputs of whole runs, with the reference."""
-    graph = plan.graph
+def compare(library: Library, folder: Path, graph: LayerGraph, inputs: Mapping[str, NDArray[np.int8]]) -> Verdict:
+    """Every map after its layer, then the outputs of whole runs, with the reference.
+
+    Args:
+        library: Of the bundle in `folder`, which says where the maps are.
+        graph: The integers that it stands for.
+        inputs: int8 [N, C, H, W] by tensor name.
+    """
+    facts = read_facts(folder)
+    built_for = machine_of(facts)
     expected = interpreter.run(graph, inputs, keep="all")
-    steps = {step.layer: index for index, step in enumerate(plan.steps)}
     count = len(next(iter(inputs.values())))
     samples = [[np.ascontiguousarray(inputs[t.name][i]) for t in graph.inputs] for i in range(count)]
     found: list[Difference] = []
     elements = 0
     for layer in graph.layers:
-        name = layer.output.name
-        step = steps[layer.name]
-        got = np.stack([library.trace(sample, step, name, plan) for sample in samples])
+        where = Trace(**facts["traces"][layer.name])
+        got = np.stack([library.trace(sample, where, layer.output, built_for) for sample in samples])
         elements += got.size
-        found += _difference(layer.name, expected[name], got)
+        found += _difference(layer.name, expected[layer.output.name], got)
     for name, got in library.run(inputs).items():
         elements += got.size
         found += _difference(f"output {name}, whole run", expected[name], got)
     return Verdict(len(graph.layers), elements, tuple(found))
 
 
-def compare_emulated(folder: Path, plan: Plan, inputs: Mapping[str, NDArray[np.int8]]) -> Verdict:
-    """The outputs of a runtime-free network under qemu, with the reference.
+def compare_emulated(folder: Path, graph: LayerGraph, inputs: Mapping[str, NDArray[np.int8]]) -> Verdict:
+    """The outputs of the example program of a runtime-free bundle under qemu, with the reference.
 
     Raises:
         EmulatorMissingError, EmulationError: It cannot be run here.
     """
-    expected = interpreter.run(plan.graph, inputs)
-    got = emulation.run(plan.machine, folder / "example", plan.graph, inputs)
+    expected = interpreter.run(graph, inputs)
+    got = emulation.run(machine_of(read_facts(folder)), folder / "example", graph, inputs)
     found = [d for name in expected for d in _difference(f"output {name}", expected[name], got[name])]
-    return Verdict(len(plan.graph.layers), sum(values.size for values in got.values()), tuple(found))
+    return Verdict(len(graph.layers), sum(values.size for values in got.values()), tuple(found))
 
 
 def _difference(layer: str, expected: NDArray[np.int8], got: NDArray[np.int8]) -> list[Difference]:

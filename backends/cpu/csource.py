@@ -173,7 +173,7 @@ def _call(plan: Plan, names: Names, call: Call) -> str:
     arguments = [
         f"{names.prefix}_{names.kernels[call.kernel]}",
         _pointer(plan, call.input, "in"),
-        _pointer(plan, call.second, "in"),
+        f"c + {call.table}" if call.table >= 0 else _pointer(plan, call.second, "in"),
         _pointer(plan, call.output, "out"),
         *constants,
         str(call.kernel.units),

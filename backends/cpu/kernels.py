@@ -69,14 +69,16 @@ class Frame:
     end: Expr
 
 
-def frame(name: str, machine: Machine, *, source: str = "", target: str = "", scales: str = "") -> Frame:
+def frame(
+    name: str, machine: Machine, *, source: str = "", second: str = "", target: str = "", scales: str = ""
+) -> Frame:
     w = Writer(name, machine.index)
     act = machine.activation
     return Frame(
         w,
         machine,
         w.pointer("input", source or act),
-        w.pointer("second", act),
+        w.pointer("second", second or act),
         w.pointer("output", target or act),
         w.pointer("weights", machine.weight),
         w.pointer("scales", scales or machine.scale),
@@ -136,8 +138,11 @@ class Conv:
     def units(self) -> int:
         return -(-self.channels // (self.lanes * self.vectors)) if self.by_channel else self.rows
 
+    def _frame(self, name: str, machine: Machine) -> Frame:
+        return frame(name, machine)
+
     def write(self, name: str, machine: Machine) -> Expr:
-        f = frame(name, machine)
+        f = self._frame(name, machine)
         count = -(-self.channels // self.lanes)
         full, rest = divmod(count, self.vectors)
         if self.channels % self.lanes and not rest:  # the last vector is partial: written out on its own
@@ -212,6 +217,29 @@ class Conv:
                         for v in range(vectors):
                             place = (p * vectors + v) * lanes
                             w.store(acc, place, dot(f.machine, tir.load(acc, place, lanes), taken, values[v]))
+
+
+@dataclass(frozen=True)
+class SparseConv(Conv):
+    """A Conv of one vector a tile whose blocks of zeros (one group of inputs x one vector of outputs) are left out.
+
+    Weights: [block][lane][element of the group]. The second argument is a table of int32: where each vector's blocks
+    begin, one more for the end, then each block's place in the input, from the window's origin.
+    """
+
+    def _frame(self, name: str, machine: Machine) -> Frame:
+        return frame(name, machine, second="int32")
+
+    def _sums(self, f: Frame, acc: Expr, origin: Expr, pixels: int, first: Expr, vectors: int) -> None:
+        w, lanes = f.w, self.lanes
+        size, count = lanes * f.machine.dot.group, -(-self.channels // lanes)
+        begin, end = (w.let(tir.cast(tir.load(f.second, first + i), f.machine.index)) for i in (0, 1))
+        with w.loop(begin, end) as block:
+            start = w.let(origin + tir.cast(tir.load(f.second, block + (count + 1)), f.machine.index))
+            weights = w.let(tir.load(f.weights, block * size, size))
+            for p in range(pixels):
+                taken = w.let(activations(f, start + p * self.step_column, lanes))
+                w.store(acc, p * lanes, dot(f.machine, tir.load(acc, p * lanes, lanes), taken, weights))
 
 
 def _both_zero(y: Expr, x: Expr) -> bool:

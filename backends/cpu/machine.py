@@ -121,6 +121,10 @@ CHECKED = {
 """x86 features that a bundle asks its processor for when it is loaded: leaf, subleaf, register and bit of CPUID."""
 
 
+HWCAP = {"dotprod": 1 << 20, "neon": 1 << 12, "vfpv4": 1 << 16}
+"""Bits of Linux's AT_HWCAP for what ARM programs ask at their start."""
+
+
 def x86(cpu: str, has: frozenset[str], features: tuple[str, ...] = ()) -> Machine:
     """The best kernels for an x86-64 processor.
 
@@ -133,6 +137,8 @@ def x86(cpu: str, has: frozenset[str], features: tuple[str, ...] = ()) -> Machin
     needed = tuple(name for name in CHECKED if name in has)
     if {"avx512vnni", "avx512bw", "avx512vl", "avx512dq"} <= has:
         return Machine(triple, cpu, features, 16, 32, Dot.VPDPBUSD, "uint8", "int8", requires=needed)
+    if {"avx2", "fma", "avxvnni"} <= has:
+        return Machine(triple, cpu, features, 8, 16, Dot.VPDPBUSD, "uint8", "int8", requires=needed)
     if {"avx2", "fma"} <= has:
         return Machine(triple, cpu, features, 8, 16, Dot.PMADDWD, "int16", "int16", requires=needed)
     return Machine(triple, cpu, features, 4, 16, Dot.MULTIPLY, "int16", "int16", requires=needed)
@@ -145,6 +151,9 @@ def arm(cpu: str, triple: str, has: frozenset[str]) -> Machine:
             return Machine(triple, cpu, (), 4, 32, Dot.SDOT, "int8", "int8", requires=("dotprod",))
         return Machine(triple, cpu, (), 4, 32, Dot.MULTIPLY, "int8", "int8")
     if "linux" in triple:
-        return Machine(triple, cpu, ("+neon",), 4, 16, Dot.MULTIPLY, "int8", "int8", float_abi="hard")
+        needed = ("neon", "vfpv4")
+        return Machine(
+            triple, cpu, ("+neon",), 4, 16, Dot.MULTIPLY, "int8", "int8", float_abi="hard", requires=needed
+        )
     abi = "hard" if triple.endswith("hf") else "soft"
     return Machine(triple, cpu, (), 1, 10, Dot.MULTIPLY, "int8", "int8", has_float64=False, float_abi=abi)

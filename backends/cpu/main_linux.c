@@ -6,6 +6,11 @@ int main(void) {
     static const int in_starts[] = IN_STARTS, out_starts[] = OUT_STARTS;
     const int8_t *sources[IN_COUNT];
     int8_t *targets[OUT_COUNT];
+    const char *lacks = MISSING();
+    if (lacks) {
+        fprintf(stderr, "this network needs a processor with %s\n", lacks);
+        return 3;
+    }
     for (int i = 0; i < IN_COUNT; i++) sources[i] = in + in_starts[i];
     for (int i = 0; i < OUT_COUNT; i++) targets[i] = out + out_starts[i];
     while (fread(in, sizeof in, 1, stdin) == 1) {

@@ -86,6 +86,31 @@ def dense(machine: Machine, weights: NDArray[np.int8]) -> NDArray[np.generic]:
     return padded.reshape(vectors, lanes, runs, steps, group).transpose(0, 2, 3, 1, 4)
 
 
+_DENSE_SHARE = 0.6
+"""With a larger share of the bytes, the table counted, leaving blocks of zeros out gains nothing."""
+
+
+def sparse(
+    packed: NDArray[np.generic], places: NDArray[np.int64]
+) -> tuple[NDArray[np.generic], NDArray[np.int32]] | None:
+    """Blocks of `dense` weights that are not all 0, and the table of a SparseConv; None where most are not.
+
+    Args:
+        packed: [vector][run][group][lane][element].
+        places: Of each run and group in the input, from the window's origin: [run][group].
+    """
+    vectors = len(packed)
+    blocks = packed.reshape(vectors, -1, packed.shape[3], packed.shape[4])
+    kept = blocks.any(axis=(2, 3))
+    if kept.sum() * (blocks[0, 0].nbytes + 4) > _DENSE_SHARE * packed.nbytes:
+        return None
+    starts = np.concatenate([[0], np.cumsum(kept.sum(axis=1))])
+    offsets = np.broadcast_to(places.ravel(), kept.shape)[kept]
+    table = np.concatenate([starts, offsets]).astype(np.int32)
+    weights = blocks[kept]
+    return (weights if len(weights) else blocks[:1, 0]), table
+
+
 def depthwise(machine: Machine, weights: NDArray[np.int8]) -> NDArray[np.generic]:
     """[channel, 1, ky, kx] to [vector][group of ky][kx][lane][ky of the group]."""
     lanes, group = machine.lanes, machine.dot.group
@@ -96,11 +121,11 @@ def depthwise(machine: Machine, weights: NDArray[np.int8]) -> NDArray[np.generic
     return padded.reshape(vectors, lanes, groups, group, width).transpose(0, 2, 4, 1, 3)
 
 
-def tile(machine: Machine, channels: int, columns: int) -> tuple[int, int]:
+def tile(machine: Machine, channels: int, columns: int, *, most_vectors: int = 8) -> tuple[int, int]:
     """(pixels, vectors) of the accumulator tile that needs the fewest instructions for a row."""
     count = -(-channels // machine.lanes)
     best, best_cost = (1, 1), float("inf")
-    for vectors in range(1, min(count, 8) + 1):
+    for vectors in range(1, min(count, most_vectors) + 1):
         most = (machine.registers - machine.registers // 8 - vectors) // vectors
         for pixels in range(1, min(columns, most, 16) + 1):
             cost = sum(

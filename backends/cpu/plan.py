@@ -15,8 +15,9 @@ from backends.cpu.kernels import Bounds, Kernel, Map
 from backends.cpu.machine import Machine
 from backends.layers import LayerGraph, Pads, Tensor
 
-_CHUNK_WORK, _MOST_CHUNKS = 16_000, 16
-"""Vector instructions of a chunk (some microseconds), and chunks of a step."""
+_CHUNK_WORK, _MOST_CHUNKS, _LEAST_SHARED = 16_000, 16, 48_000
+"""Vector instructions of a chunk (some microseconds), most chunks of a step, and instructions of a step worth sharing:
+on a busy machine a thread that is interrupted within a chunk costs more than a small step."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Call:
 
     Attributes:
         input, second, output: (buffer, offset in elements); "@0" is the caller's pointer 0.
-        weights, scales: Offsets in the constants, in bytes; -1 where the kernel has none.
+        weights, scales, table: Offsets in the constants, in bytes; -1 where the kernel has none.
     """
 
     kernel: Kernel
@@ -71,6 +72,7 @@ class Call:
     second: tuple[str, int] | None = None
     weights: int = -1
     scales: int = -1
+    table: int = -1
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,20 @@ class Step:
     @property
     def chunks(self) -> int:
         """Pieces that threads may take: each large beside the cost of taking it."""
+        if self.work < _LEAST_SHARED:
+            return 1
         units = max(call.kernel.units for call in self.calls)
         return max(1, min(units, _MOST_CHUNKS, self.work // _CHUNK_WORK))
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Where a layer's map is after its step: bytes of [0, 0, 0] in the arena, strides in elements."""
+
+    step: int
+    offset: int
+    row: int
+    pixel: int
 
 
 @dataclass(frozen=True)
@@ -132,6 +146,16 @@ class Plan:
         for step in (*self.enter, *self.steps, *self.leave, *self.enter_float, *self.leave_float):
             for call in step.calls:
                 found.setdefault(call.kernel, f"kernel{len(found)}")
+        return found
+
+    def traces(self) -> dict[str, Trace]:
+        """Of every layer, by its name."""
+        steps = {step.layer: index for index, step in enumerate(self.steps)}
+        found = {}
+        for layer in self.graph.layers:
+            place = self.places[layer.output.name]
+            offset = self.arena.offsets[place.buffer] + place.origin * self.machine.item_bytes
+            found[layer.name] = Trace(steps[layer.name], offset, place.map.row, place.map.pixel)
         return found
 
     def float_kernels(self) -> set[Kernel]:
@@ -326,8 +350,14 @@ class _Planner:
             is_wide=packing.is_wide(part, self.bias),
         )
         packed = packing.dense(self.machine, weights.reshape(len(weights), window.rows * window.columns, -1))
+        thinned = packing.sparse(packed, _places(window, self.machine.dot.group))
+        table = -1
+        if thinned is not None:
+            packed, table = thinned[0], self.constants.add(thinned[1])
+            shape = packing.tile(self.machine, len(part.weights), width, most_vectors=1)
+            kernel = kernels.SparseConv(**{**vars(kernel), "pixels": shape[0], "vectors": 1})
         self.weight_bytes += packed.nbytes
-        held = self.constants.add(packed), self.constants.add(packing.scales(self.machine, part))
+        held = self.constants.add(packed), self.constants.add(packing.scales(self.machine, part)), table
         begin = target.origin + channel
         full, rest = divmod(width, shape[0])
         if height == 1 and full > 1 and layer.output.shape[1] > 1:  # one long row: tiles become the units
@@ -539,6 +569,13 @@ class _Planner:
             is_broadcast=is_broadcast,
         )
         return Call(kernel, _at(source), _at(target), _at(second) if second else None)
+
+
+def _places(window: kernels.Window, group: int) -> NDArray[np.int64]:
+    """Where the groups of each run are, from the window's origin: [run][group]."""
+    rows = np.arange(window.rows)[:, None, None] * window.row_step
+    columns = np.arange(window.columns)[None, :, None] * window.column_step
+    return (rows + columns + np.arange(window.groups(group))[None, None, :] * group).reshape(-1, window.groups(group))
 
 
 def needed_pads(layer: layers.Layer) -> Pads:

@@ -44,6 +44,7 @@ HELP = {
     "compress": f"-o --output --input-shape --shape {SAMPLES} {BUDGETS} {ALWAYS}",
     "check": f"--target --mcpu --ram --flash --array --memory --input-shape --shape --dense --no-host {ALWAYS}",
     "simulate": f"--input --output --limit --wave {ALWAYS}",
+    "run": f"--input --output --limit --threads {ALWAYS}",
     "verify": f"--inputs --random --input --wave --junit {ALWAYS}",
     "eval": f"--data --limit --no-rtl {ALWAYS}",
     "inspect": f"--program {ALWAYS}",
@@ -99,6 +100,7 @@ def test_error_classes_of_the_table_exist() -> None:
     import onnx_ir as ir
 
     from backends import base
+    from backends.cpu import backend, codegen, emulation, link, shared
     from compiler import artefact, calibration, compress, container, host, importer, simulation, targets
     from hw import config
     from passes import statistics
@@ -118,6 +120,11 @@ def test_error_classes_of_the_table_exist() -> None:
         statistics,
         program,
         verilator,
+        backend,
+        codegen,
+        emulation,
+        link,
+        shared,
         ir.passes,
     )
     missing = [name for name in EXIT_CODES if not any(hasattr(room, name) for room in rooms)]
@@ -163,7 +170,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> Result:
         (["--memory", "lots"], "must be a size, for example 128K"),
         (["--memory", "cache=1K"], "--memory must name one of activations, weights"),
         (["--input-shape", "1,3"], "must be a name and a shape"),
-        (["--target", "asic"], "target must be one of fpga, reference, not 'asic'"),
+        (["--target", "asic"], "target must be one of fpga, cpu, arm64, armv7, cortex-m, reference, not 'asic'"),
         (["--colour"], "No such option"),
     ],
 )

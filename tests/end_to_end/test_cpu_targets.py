@@ -122,7 +122,7 @@ def _judge(number: int, folder: Path) -> None:
     backend.write(plan, folder)
     library = backend.load(folder, graph)
     inputs = {tensor.name: drawn.tensors[tensor.name][:4] for tensor in graph.inputs}
-    verdict = backend.compare(library, plan, inputs)
+    verdict = backend.compare(library, folder, graph, inputs)
     library.close()
     assert [str(difference) for difference in verdict.differences] == [], str(drawn)
 

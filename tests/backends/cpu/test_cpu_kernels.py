@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backends.cpu import backend, codegen, emulation, machine, shared, static
+from backends.cpu import backend, codegen, emulation, machine, packing, shared, static
 from backends.cpu.machine import Machine
 from backends.cpu.plan import make_plan
 from backends.fixed_point import Constant, requantize
@@ -28,7 +29,7 @@ def differences(graph: LayerGraph, inputs: dict[str, NDArray[np.int8]], on: Mach
     backend.write(plan, folder)
     library = backend.load(folder, graph, threads=2)
     try:
-        return [str(difference) for difference in backend.compare(library, plan, inputs).differences]
+        return [str(difference) for difference in backend.compare(library, folder, graph, inputs).differences]
     finally:
         library.close()
 
@@ -59,6 +60,14 @@ def test_older_processors_compute_the_reference(cpu: str, seed: int, tmp_path: P
     assert differences(graph, random_inputs(graph, seed, 2), backend.machine(cpu), tmp_path) == []
 
 
+@pytest.mark.skipif("avx512_vnni" not in Path("/proc/cpuinfo").read_text(), reason="the processor has no VNNI")
+def test_vnni_of_half_the_width_computes_the_reference(tmp_path: Path) -> None:
+    """The kernels of processors with AVX-VNNI alone, run by their AVX512 encoding."""
+    graph = random_graph(102, LAYERS)
+    half = replace(backend.machine("znver4"), lanes=8, registers=16)
+    assert differences(graph, random_inputs(graph, 102, 2), half, tmp_path) == []
+
+
 @pytest.mark.parametrize("cpu", [None, "haswell"])
 def test_sums_of_extremes_do_not_saturate(cpu: str | None, tmp_path: Path) -> None:
     """Where instructions that saturate in pairs would be wrong: all operands at the ends of their range."""
@@ -70,6 +79,30 @@ def test_sums_of_extremes_do_not_saturate(cpu: str | None, tmp_path: Path) -> No
     )
     inputs = {"x": np.stack([np.full(x.shape, value, np.int8) for value in (-128, 127)])}
     assert differences(graph, inputs, backend.machine(cpu), tmp_path) == []
+
+
+def block_sparse(on: Machine) -> LayerGraph:
+    """A convolution of 20 channels with three quarters of its blocks 0, and a whole vector of channels, too."""
+    x, y = Tensor("x", (24, 7, 9), 1.0, 5), Tensor("y", (20, 7, 9), 1.0, -3)
+    rng = np.random.default_rng(0)
+    weights = rng.integers(-127, 128, (20, 24, 3, 3)).astype(np.int8)
+    for o in range(0, 20, on.lanes):
+        for c, ky, kx in np.ndindex(24 // on.dot.group, 3, 3):
+            if rng.random() < 0.75 or o >= 16:
+                weights[o : o + on.lanes, c * on.dot.group : (c + 1) * on.dot.group, ky, kx] = 0
+    constant = Constant(-5 * weights.astype(np.int64).sum(axis=(1, 2, 3)), np.full(20, 0.25))
+    scale = requantize(np.full(20, 2e-4), constant)
+    return LayerGraph("sparse", (x,), (y,), (Conv("y", x, y, weights, scale, pads=(1, 1, 1, 1)),))
+
+
+@pytest.mark.parametrize("cpu", [None, "haswell", "x86-64"])
+def test_blocks_of_zeros_are_neither_stored_nor_executed(cpu: str | None, tmp_path: Path) -> None:
+    on = backend.machine(cpu)
+    graph = block_sparse(on)
+    plan = make_plan(graph, on)
+    dense = packing.dense(on, graph.layers[0].weights.transpose(0, 2, 3, 1).reshape(20, 3, -1))  # type: ignore[union-attr]
+    assert plan.weight_bytes < 0.4 * dense.nbytes
+    assert differences(graph, random_inputs(graph, 0, 3), on, tmp_path) == []
 
 
 @pytest.mark.parametrize("cpu", [None, "haswell"])
@@ -91,7 +124,7 @@ def test_any_number_of_threads_gives_the_same_and_so_does_any_order(tmp_path: Pa
     scale = requantize(np.full(48, 1e-4), Constant(np.zeros(48, np.int64), np.zeros(48)))
     graph = LayerGraph("threads", (x,), (y,), (Conv("y", x, y, weights, scale, pads=(1, 1, 1, 1)),))
     plan = make_plan(graph, backend.machine(None))
-    assert plan.steps[0].chunks > 3
+    assert plan.steps[0].chunks > 2
     backend.write(plan, tmp_path)
     inputs = random_inputs(graph, 0, 5)
     expected = interpreter.run(graph, inputs)["y"]
@@ -145,9 +178,18 @@ def test_arm_computes_the_reference_under_qemu(target: str, cpu: str | None, see
     plan = make_plan(graph, backend.machine(cpu, target))
     bytes_of = backend.write(plan, tmp_path)
     assert bytes_of["flash_bytes"] == bytes_of["text_bytes"] + bytes_of["rodata_bytes"]
-    verdict = backend.compare_emulated(tmp_path, plan, random_inputs(graph, seed, 2))
+    verdict = backend.compare_emulated(tmp_path, graph, random_inputs(graph, seed, 2))
     assert verdict.elements > 0
     assert [str(difference) for difference in verdict.differences] == []
+
+
+def test_an_arm_processor_that_lacks_something_is_told_at_start(tmp_path: Path) -> None:
+    graph = random_graph(0, 3)
+    plan = make_plan(graph, backend.machine("cortex-a76", "arm64"))
+    backend.write(plan, tmp_path)
+    line = ["qemu-aarch64", "-cpu", "cortex-a72", str(tmp_path / "example")]
+    ran = subprocess.run(line, input=b"", capture_output=True, check=False)
+    assert (ran.returncode, ran.stderr) == (3, b"this network needs a processor with dotprod\n")
 
 
 def test_runtime_free_header_states_the_arena(tmp_path: Path) -> None:
