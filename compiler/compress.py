@@ -32,7 +32,7 @@ from compiler.one_thread import blas_on_one_thread
 from compiler.quality import first
 from compiler.quantizable import quantizable
 from compiler.report import ModelFacts
-from compiler.search import coded_layer, layer_bits
+from compiler.search import Trial, coded_layer, layer_bits
 from compiler.version import VERSION
 from passes import graph as edit
 from passes import low_rank
@@ -148,7 +148,7 @@ def _report(
         quality=made.comparison,
         quality_why=made.metric.why,
         front=_front(made, after.macs),
-        probes=tuple(Probe(trial.predicted, trial.divergence) for trial in made.trials if trial.predicted > 0),
+        probes=tuple(_probe(trial) for trial in made.trials if trial.predicted > 0),
         passes=tuple(_outcome(report) for report in reports),
         warnings=(
             *parts.warnings,
@@ -156,6 +156,10 @@ def _report(
         ),
         tools=doctor.tool_versions(),
     )
+
+
+def _probe(trial: Trial) -> Probe:
+    return Probe(trial.predicted, trial.divergence, tuple(sorted({o.family for o in trial.recipes.values()})))
 
 
 def _outcome(report: PassReport) -> PassOutcome:

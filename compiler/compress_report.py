@@ -133,10 +133,16 @@ class FrontPoint:
 
 @dataclass(frozen=True)
 class Probe:
-    """A plan whose loss was predicted and then measured."""
+    """A plan whose loss was predicted and then measured.
+
+    Attributes:
+        predicted, measured: Loss in nats.
+        families: Method families of its layers, sorted.
+    """
 
     predicted: float
     measured: float
+    families: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -271,7 +277,7 @@ def from_dict(document: Mapping[str, Any]) -> CompressReport:
     found["parts"] = FileParts(**_known(FileParts, found["parts"]))
     found["layers"] = tuple(_layer(layer) for layer in found["layers"])
     found["front"] = tuple(FrontPoint(**point) for point in found["front"])
-    found["probes"] = tuple(Probe(**{n: _number(v) for n, v in probe.items()}) for probe in found["probes"])
+    found["probes"] = tuple(_probe(probe) for probe in found["probes"])
     found["passes"] = tuple(PassOutcome(**row) for row in found["passes"])
     found["quality"] = _comparison(found["quality"]) if found["quality"] else None
     found["others"] = {name: _comparison(values) for name, values in found["others"].items()}
@@ -286,6 +292,12 @@ def _known(kind: type, document: Mapping[str, Any]) -> dict[str, Any]:
 def _layer(document: Mapping[str, Any]) -> LayerFigures:
     found = _known(LayerFigures, document)
     return LayerFigures(**{**found, "before": Costs(**found["before"]), "after": Costs(**found["after"])})
+
+
+def _probe(document: Mapping[str, Any]) -> Probe:
+    return Probe(
+        _number(document["predicted"]), _number(document["measured"]), tuple(document.get("families", ()))
+    )
 
 
 def _comparison(document: Mapping[str, Any]) -> Comparison:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,19 @@ def test_a_failed_run_is_not_measured(tmp_path, monkeypatch: pytest.MonkeyPatch)
 def test_a_quick_run_says_that_it_leaves_them_out(tmp_path) -> None:
     (figure,) = families.figures(Workshop(tmp_path, quick=True))
     assert figure.verdict == "none"
+
+
+def test_a_family_that_no_plan_used_is_not_searched_without(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def made(workshop: Workshop, study: Study, *options: str) -> Compression:
+        asked.append(options[-2:])
+        found = _made(workshop, study, *options)
+        return replace(found, report={**found.report, "probes": [{"families": [GOOD]}]})
+
+    monkeypatch.setattr(families, "compressed", made)
+    figures = list(families.figures(Workshop(tmp_path)))
+    assert {name for option, name in asked if option == "--without"} == {GOOD}
+    verdicts = {figure.what.split(":")[0]: figure for figure in figures[-len(NAMES) :]}
+    assert verdicts[GOOD].value == pytest.approx(1.1)
+    assert all(verdicts[name].value == 1.0 for name in NAMES[1:])

@@ -73,7 +73,7 @@ REPORT = CompressReport(
         FrontPoint(637, 15_000, 0.5, 0.005, True, True),
         FrontPoint(2000, 25_000, 1e-3),
     ),
-    probes=(Probe(0.5, 0.4), Probe(2.0, 2.5), Probe(1.0, 0.9)),
+    probes=(Probe(0.5, 0.4, ("entropy", "prune")), Probe(2.0, 2.5), Probe(1.0, 0.9)),
     passes=(
         PassOutcome("low-rank", "kept", 1, drop=0.0025, skipped={"<fc>": "a reason"}),
         PassOutcome("circulant", "rolled back", 2, "the drop of 3.00 pt is above 1.0pt", 0.03, {}, {"blocks": 4.0}),
