@@ -259,7 +259,7 @@ def _coded(row: LayerFigures, nodes: Sequence[ir.Node], split: Split | None, mad
     return replace(
         row,
         recipe=", ".join([*([str(split.choice)] if split else []), *recipes]),
-        reason="; ".join(falls) if falls else _reason(row.name, made),
+        reason="; ".join(falls) if falls else _reason(row.name, made, split),
         bits=max(map(_bits, codes)),
         activation_bits=made.activation_bits,
         sparsity=sum(int((each == 0).sum()) for each in codes) / max(1, sum(each.size for each in codes)),
@@ -280,13 +280,13 @@ def _bits(codes: np.ndarray) -> int:
     return max(2, int(np.abs(codes).max(initial=0)).bit_length() + 1)
 
 
-def _reason(name: str, made: Compressed) -> str:
+def _reason(name: str, made: Compressed, split: Split | None) -> str:
     """What the choice was up against."""
     rivals = made.options.get(name)
     if not rivals:
         return "as asked for"
-    chosen = made.recipes[name].name
-    own = next((option for option in rivals if option.recipe.name == chosen), None)
+    chosen, choice = made.recipes[name].name, split.choice if split else None
+    own = next((option for option in rivals if (option.recipe.name, option.split) == (chosen, choice)), None)
     if own is None:
         return "as asked for"
     families = {option.family for option in rivals} - {own.family}
@@ -295,7 +295,7 @@ def _reason(name: str, made: Compressed) -> str:
     if best is None:
         return f"nothing else of {len(families)} families is as small" if families else "the one family allowed"
     worse = best.loss / max(own.loss, 1e-30)
-    return f"at this size the best rival, {best.recipe.name}, loses {worse:.1f} times as much"
+    return f"at this size the best rival, {best.name}, loses {worse:.1f} times as much"
 
 
 def _manifest(imported: Imported, parts: Parts, options: CompressOptions, told: CompressReport) -> Manifest:

@@ -16,7 +16,7 @@ from compiler.metrics import Comparison, Metric, Split, Task, choose_metric, dro
 from compiler.quality import first, in_onnxruntime
 from compiler.search import Search, Subject, Trial
 from compiler.structure import NAMES as STRUCTURES
-from compiler.structure import Shaped, StructureSearch
+from compiler.structure import Shaped, StructureSearch, split_network
 from compiler.targets import OptionError
 from passes import sensitivity, statistics
 from passes.base import PassReport
@@ -24,6 +24,7 @@ from passes.compact import compact
 from passes.cones import CLAMPS
 from passes.families import NAMES as CODINGS
 from passes.families import LayerOption
+from passes.low_rank import Choice
 from passes.move_dequantize import SinkDequantize
 from passes.problem import Importance
 from passes.quantize import Calibrated, QuantizeConfig, Quantized
@@ -36,7 +37,7 @@ from passes.structured import emit
 from passes.weight_only import StoreWeights, WeightOnlyConfig
 
 FIXED_POINT = "fixed-point"
-NAMES = (*CODINGS, *STRUCTURES)
+NAMES = tuple(dict.fromkeys((*CODINGS, *STRUCTURES)))
 """Every method family."""
 STRUCTURES_TRIED, STRUCTURE_SAMPLES = 6, 512
 HALF, MOST = 0.5, 0.8
@@ -66,6 +67,11 @@ class Budget:
     fewest_macs: bool = False
     is_guarded: bool = True
     points: int = 0
+
+    @property
+    def asks_macs(self) -> bool:
+        """Whether it is about multiplications."""
+        return self.fewest_macs or self.max_macs is not None
 
     @property
     def is_open(self) -> bool:
@@ -115,7 +121,8 @@ class CompressOptions:
     @property
     def is_searched(self) -> bool:
         """Whether recipes are searched for; else every layer gets `weights` bits."""
-        is_plain = FIXED_POINT in self.families or not self.codings or self.is_stochastic
+        codings = set(self.codings) - (set(STRUCTURES) if self.budget.asks_macs else set())
+        is_plain = FIXED_POINT in codings or not codings or self.is_stochastic
         return not (self.budget.is_open and is_plain)
 
     def facts(self) -> dict[str, str]:
@@ -149,6 +156,10 @@ class CompressOptions:
         if self.budget.fewest_macs and self.budget.max_drop is None:
             error = OptionError("--fewest-macs has no drop to spend")
             error.add_note("remedy: give --max-drop, or --max-macs instead")
+            raise error
+        if not self.codings and not self.budget.asks_macs:
+            error = OptionError(f"{' and '.join(self.families)} alone: nothing says how many multiplications to keep")
+            error.add_note("remedy: give --max-macs, or --max-drop with --fewest-macs")
             raise error
 
 
@@ -282,12 +293,21 @@ def compress_network(
         samples = parts.calibrate.arrays
         calibrated = Calibrated.of(shaped.model, nodes_of(shaped.model), samples, _config(options), progress)
         found = _importance(calibrated.source, parts, options, progress) if options.is_searched else {}
-        subject = Subject(calibrated, found, parts.choose.arrays, task, options.codings, options.threads, options.seed)
+
+        def split(choices: Mapping[str, Choice]) -> tuple[ir.Model, Calibrated]:
+            model = split_network(shaped.model, choices, samples, found)
+            return model, Calibrated.of(model, nodes_of(model), samples, _config(options), progress)
+
+        subject = Subject(
+            calibrated, found, parts.choose.arrays, task, options.codings, options.threads, options.seed, split
+        )
         return Search(subject, progress, _weight if options.budget.max_bytes is not None else None)
 
     shaped, missed = _shaped(model, parts, options, task, limit, search_of, progress)
     search = search_of(shaped)
     trial, more = _searched(search, options, limit)
+    if trial.split is not None:
+        shaped = shaped.with_splits(trial.split)
     quantized = trial.quantized
     data, reports = onnx_file(quantized)
     packed, sizes = container.pack_with_sizes(data)
@@ -324,7 +344,7 @@ def _shaped(
     """The network with the structure that the budget of multiplications asks for, and what is missed."""
     budget, families = options.budget, tuple(name for name in options.families if name in STRUCTURES)
     whole = StructureSearch(model, {}, {}).whole()
-    if budget.max_macs is None and not budget.fewest_macs:
+    if not budget.asks_macs:
         return whole, ()
     if not families:
         return whole, _missed_macs(whole, budget.max_macs)

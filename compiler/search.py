@@ -19,10 +19,13 @@ from numpy.typing import NDArray
 from compiler.metrics import Outputs, Task
 from compiler.quality import in_onnxruntime
 from passes import graph as edit
+from passes import low_rank
 from passes.budget import Option, Plan, choose, pareto, plan_of
 from passes.families import BIAS_BITS, NAMES, SCALE_BITS, LayerOption, options, stored_bits
 from passes.gram import Moments, collect_moments
+from passes.halves import importance_before
 from passes.layer import Layer, layers
+from passes.low_rank import Choice
 from passes.problem import Importance, problem_of
 from passes.quantize import Calibrated, Quantized
 from passes.recipes import Recipe
@@ -49,6 +52,8 @@ class Subject:
         choose: Samples on which plans are judged, not calibrated on.
         task: Metric over these samples.
         families: That may be used.
+        split: Makes the float network in which some layers are two of lower rank, by their choices, and calibrates it;
+            None where layers stay whole.
         threads: Layers whose options are measured at the same time.
         seed: Of stochastic rounding.
     """
@@ -60,6 +65,7 @@ class Subject:
     families: tuple[str, ...] = NAMES
     threads: int = 2
     seed: int = 0
+    split: Callable[[Mapping[str, Choice]], tuple[ir.Model, Calibrated]] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,13 +73,14 @@ class Trial:
     """A plan that was carried out.
 
     Attributes:
-        recipes: By node name.
+        recipes: By node name; both halves of a split layer have its option.
         predicted: Sum of the predicted losses of its layers.
         quantized: The network.
         outputs: Of the judged samples.
         drop: In the metric's own unit.
         divergence: From the original's answers, in the unit of `predicted`.
         bytes: Of the file, estimated from the codes unless it is weighed.
+        split: The float network in which layers were split, or None.
     """
 
     recipes: Mapping[str, LayerOption]
@@ -83,6 +90,7 @@ class Trial:
     drop: float
     divergence: float
     bytes: int
+    split: ir.Model | None = None
 
 
 @dataclass(eq=False)
@@ -101,6 +109,7 @@ class Search:
     names: list[str] = field(default_factory=list)
     table: list[list[LayerOption]] = field(default_factory=list)
     trials: list[Trial] = field(default_factory=list)
+    _splits: dict[tuple[tuple[str, str], ...], tuple[ir.Model, Calibrated]] = field(default_factory=dict)
 
     def prepare(self) -> None:
         """Measure every option of every layer."""
@@ -126,7 +135,10 @@ class Search:
         assert weights is not None
         importance = self.subject.importance.get(str(node.name)) or Importance.even(layer.channels)
         problem = problem_of(layer, weights, moments, importance)
-        return options(problem, self.subject.families, tensor=str(node.name), seed=self.subject.seed)
+        window = _divisible(node) if self.subject.split else None
+        return options(
+            problem, self.subject.families, tensor=str(node.name), seed=self.subject.seed, window=window
+        )
 
     def within_drop(self, max_drop: float) -> Trial | None:
         """The smallest plan that drops the metric by no more than `max_drop`; None where not even the best does."""
@@ -187,25 +199,60 @@ class Search:
 
     def carry_out(self, chosen: Mapping[str, LayerOption], predicted: float) -> Trial:
         """Quantize by these options and judge the answers."""
-        recipes: dict[str, Recipe] = {name: option.recipe for name, option in chosen.items()}
         if self.progress:
             self.progress("try", len(self.trials) + 1, TRIALS)
-        quantized = _stored(self.subject.calibrated.quantized(recipes, self.subject.importance))
+        calibrated, importance, split = self.subject.calibrated, self.subject.importance, None
+        if choices := {name: option.split for name, option in chosen.items() if option.split is not None}:
+            split, calibrated = self._split(choices)
+            chosen, importance = _by_parts(chosen, importance, calibrated.source)
+        recipes: dict[str, Recipe] = {name: option.recipe for name, option in chosen.items()}
+        quantized = _stored(calibrated.quantized(recipes, importance))
         outputs = in_onnxruntime(quantized.model, self.subject.choose)
         drop = self.subject.task.drop(outputs)
         divergence = self.subject.task.divergence(outputs)
         size = (self.weigh or estimated_bytes)(quantized)
-        trial = Trial(chosen, predicted, quantized, outputs, drop, divergence, size)
+        trial = Trial(chosen, predicted, quantized, outputs, drop, divergence, size, split)
         self.trials.append(trial)
         return trial
 
+    def _split(self, choices: Mapping[str, Choice]) -> tuple[ir.Model, Calibrated]:
+        """The network with these layers as two, made once for each set of choices."""
+        assert self.subject.split is not None
+        key = tuple(sorted((name, str(choice)) for name, choice in choices.items()))
+        if key not in self._splits:
+            self._splits[key] = self.subject.split(choices)
+        return self._splits[key]
+
     def _table(self) -> list[list[Option]]:
         return [
-            [Option(each.recipe.name, each.loss, math.ceil(each.bits / 8), 0) for each in row] for row in self.table
+            [Option(each.name, each.loss, math.ceil(each.bits / 8), 0) for each in row] for row in self.table
         ]
 
     def _smallest(self, loss: float) -> Plan:
         return choose(self._table(), max_loss=loss).plan
+
+
+def _divisible(node: ir.Node) -> low_rank.Window | None:
+    """Sizes of a layer that may become two; None for one that is a part already, or of no such kind."""
+    if node.op_type not in ("Conv", "Gemm") or low_rank.METADATA in node.metadata_props:
+        return None
+    window = low_rank.window_of(node)
+    return None if isinstance(window, str) else window
+
+
+def _by_parts(
+    chosen: Mapping[str, LayerOption], importance: Mapping[str, Importance], model: ir.Model
+) -> tuple[dict[str, LayerOption], dict[str, Importance]]:
+    """Options and importance of the nodes of a network in which layers are two."""
+    options, costs, nodes = dict(chosen), dict(importance), {str(node.name): node for node in model.graph}
+    for name, split in low_rank.splits(model).items():
+        if name not in chosen or chosen[name].split is None:
+            continue
+        options |= dict.fromkeys(split.nodes, chosen[name])
+        weights = edit.constant(edit.operand(nodes[name], 1))
+        if weights is not None and name in importance:
+            costs[split.nodes[0]] = importance_before(weights, importance[name])
+    return options, costs
 
 
 def _stored(quantized: Quantized) -> Quantized:

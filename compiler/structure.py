@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import onnx_ir as ir
 
@@ -66,6 +66,14 @@ class Shaped:
     rows: Mapping[str, tuple[int, ...]]
     macs: int
     reports: tuple[PassReport, ...] = ()
+
+    def with_splits(self, model: ir.Model) -> Shaped:
+        """Of the same network with some layers as two; `model` says which."""
+        ranks = {name: split.choice for name, split in low_rank.splits(model).items()}
+        report = PassReport(LOW_RANK, tuple(sorted(set(ranks) - set(self.structure.ranks))))
+        structure = replace(self.structure, ranks={**self.structure.ranks, **ranks})
+        macs = ChannelGraph(model).cost({}).macs
+        return replace(self, model=model, structure=structure, macs=macs, reports=(*self.reports, report))
 
 
 @dataclass(eq=False)
@@ -198,16 +206,40 @@ class StructureSearch:
         return Shaped(model, structure, rows, ChannelGraph(model).cost({}).macs, tuple(reports))
 
     def _low_rank(self, model: ir.Model, structure: Structure) -> LowRank:
-        known, nodes = layers(model), {str(node.name): node for node in model.graph}
-        moments = collect_moments(model, self.samples, structure.ranks)
-        problems, means, plan = {}, {}, {}
-        for name, choice in structure.ranks.items():
-            weights = edit.constant(edit.operand(nodes[name], 1))
-            assert weights is not None
-            problems[name] = problem_of(known[name], weights, moments[name], Importance.even(known[name].channels))
-            means[name] = moments[name].mean
-            plan[name] = _at_most(choice, nodes[name])
-        return LowRank(plan, problems, means)
+        nodes = {str(node.name): node for node in model.graph}
+        plan = {name: _at_most(choice, nodes[name]) for name, choice in structure.ranks.items()}
+        return _low_rank(model, plan, self.samples, {})
+
+
+def split_network(
+    model: ir.Model, choices: Mapping[str, Choice], samples: Arrays, importance: Mapping[str, Importance]
+) -> ir.Model:
+    """A copy of `model` with these layers as two or three of lower rank.
+
+    Args:
+        model: Canonical float graph.
+        choices: By node name.
+        samples: To calibrate on.
+        importance: What errors in the output channels cost, by node name.
+    """
+    split = model.clone()
+    _low_rank(model, choices, samples, importance)(split)
+    return split
+
+
+def _low_rank(
+    model: ir.Model, plan: Mapping[str, Choice], samples: Arrays, importance: Mapping[str, Importance]
+) -> LowRank:
+    known, nodes = layers(model), {str(node.name): node for node in model.graph}
+    moments = collect_moments(model, samples, plan)
+    problems, means = {}, {}
+    for name in plan:
+        weights = edit.constant(edit.operand(nodes[name], 1))
+        assert weights is not None
+        costs = importance.get(name) or Importance.even(known[name].channels)
+        problems[name] = problem_of(known[name], weights, moments[name], costs)
+        means[name] = moments[name].mean
+    return LowRank(plan, problems, means)
 
 
 def _at_most(choice: Choice, node: ir.Node) -> Choice:

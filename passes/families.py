@@ -10,8 +10,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from passes import storage
+from passes import halves, storage
 from passes.coding.estimate import code_bits
+from passes.low_rank import Choice, Window
 from passes.recipes import AsFound, Problem, Recipe, RecipeError
 from passes.recipes_coded import Codebook, Planes, Stochastic, Ternary, Vector, integer_scales
 from passes.recipes_prune import PruneAndRound, PruneByRate
@@ -28,6 +29,8 @@ EXACT_SCALE_BITS = 18
 BIAS_BITS = 8
 FORM_BITS = 200
 """Nodes and names of a stored form, coded."""
+SPLIT_BITS = 400
+"""Nodes, names and the integer point between the two halves of a layer of low rank, coded."""
 RATE_LOSSES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Loss of a whole layer, in units of the network's, at which the families with a rate are measured."""
 FINENESS = 4
@@ -54,12 +57,19 @@ class LayerOption:
         recipe: What makes it.
         loss: Predicted cost to the network.
         bits: Predicted size, scales and biases included.
+        split: Method and rank of the two layers that stand for it, both by `recipe`; None for one layer.
     """
 
     family: str
     recipe: Recipe
     loss: float
     bits: float
+    split: Choice | None = None
+
+    @property
+    def name(self) -> str:
+        """Identifies it among the options of its layer."""
+        return self.recipe.name if self.split is None else f"{self.split} + {self.recipe.name}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +84,7 @@ class Ask:
         tensor: Name of the layer, for its random numbers.
         seed: Of them.
         is_wide: Whether codes beyond 8 bits may be offered.
+        window: Sizes of the layer, where it may become two of lower rank.
     """
 
     problem: Problem
@@ -82,6 +93,7 @@ class Ask:
     tensor: str
     seed: int
     is_wide: bool
+    window: Window | None = None
 
     @property
     def is_open(self) -> bool:
@@ -195,12 +207,34 @@ def _shared(ask: Ask) -> Iterator[LayerOption]:
     yield from _each("shared", ask.problem, (Shared(tolerance) for tolerance in tolerances))
 
 
+def _low_rank(ask: Ask) -> Iterator[LayerOption]:
+    if ask.window is None or halves.why_not(ask.window):
+        return
+    cut = halves.losses(ask.problem, ask.window)
+    if ask.is_open:
+        ranks, steps = halves.spread(cut), _steps(ask.problem)[2:]
+    else:
+        curve = [(o.recipe.step, o.loss, o.bits) for o in ask.rate if isinstance(o.recipe, RateDistortion)]
+        ranks, steps = halves.promising(cut, ask.window, curve), _steps(ask.problem)
+    for rank in ranks:
+        loss, parts = halves.halves(ask.problem, ask.window, rank)
+        yield from _between([_both(rank, loss, parts, RateDistortion(step)) for step in steps])
+
+
+def _both(rank: int, cut: float, parts: Sequence[Problem], recipe: Recipe) -> LayerOption:
+    """Two layers for one, by the same recipe."""
+    measured = [_measured(LOW_RANK, recipe, part) for part in parts]
+    bits = SPLIT_BITS + sum(option.bits for option in measured)
+    return LayerOption(LOW_RANK, recipe, cut + sum(o.loss for o in measured), bits, halves.choice_of(rank))
+
+
 def _narrowed(found: Circulant | Toeplitz | Shared) -> Iterator[Recipe]:
     """A structure in its 8 bits, and in fewer: what it saves, it saves at every width."""
     for bits in (8, 7, 6, 5, 4):
         yield AsFound(replace(found, bits=bits))
 
 
+LOW_RANK = "low-rank"
 FAMILIES: Mapping[str, Family] = {
     "fixed-point": _fixed_point,
     "stochastic": _stochastic,
@@ -213,6 +247,7 @@ FAMILIES: Mapping[str, Family] = {
     "vector": _vector,
     "circulant": _circulant,
     "shared": _shared,
+    LOW_RANK: _low_rank,
 }
 RATE = "entropy"
 """Entropy-coded integers with one error budget for all weights: the family that the coder makes."""
@@ -220,7 +255,12 @@ NAMES = (RATE, *FAMILIES)
 
 
 def options(
-    problem: Problem, chosen: Collection[str] = NAMES, *, tensor: str = "", seed: int = 0
+    problem: Problem,
+    chosen: Collection[str] = NAMES,
+    *,
+    tensor: str = "",
+    seed: int = 0,
+    window: Window | None = None,
 ) -> list[LayerOption]:
     """What the chosen families offer for one layer, measured on its problem.
 
@@ -232,16 +272,17 @@ def options(
         chosen: Names of families.
         tensor: Name of the layer, for random numbers of its own.
         seed: Of the random numbers.
+        window: Sizes of the layer, where it may become two of lower rank; None where it may not.
     """
     found = list(_each("fixed-point", problem, (Uniform(8),)))
     rate = rate_options(problem) if RATE in chosen else []
     structure = recognised(problem) if {"circulant", "shared"} & set(chosen) else None
-    ask = Ask(problem, rate, structure, tensor, seed, set(chosen) == {"stochastic"})
+    ask = Ask(problem, rate, structure, tensor, seed, set(chosen) == {"stochastic"}, window)
     found += rate
     for name, family in FAMILIES.items():
         if name in chosen:
             found += family(ask)
-    return list({option.recipe.name: option for option in found}.values())
+    return list({option.name: option for option in found}.values())
 
 
 def rate_options(problem: Problem) -> list[LayerOption]:
@@ -274,7 +315,8 @@ def _blend(low: LayerOption, high: LayerOption, share: float) -> LayerOption:
     assert isinstance(high.recipe, RateDistortion | PruneByRate | Vector)
     loss = _geometric(low.loss, high.loss, share)
     step = _geometric(low.recipe.step, high.recipe.step, share)
-    return LayerOption(low.family, replace(low.recipe, step=step), loss, (1 - share) * low.bits + share * high.bits)
+    bits = (1 - share) * low.bits + share * high.bits
+    return replace(low, recipe=replace(low.recipe, step=step), loss=loss, bits=bits)
 
 
 def _geometric(low: float, high: float, share: float) -> float:

@@ -359,6 +359,11 @@ def _rank_problem(window: Window, choice: Choice) -> str | None:
     return None if choice.rank[0] <= most_rank else f"rank {choice} is above {most_rank}"
 
 
+def svd_losses(problem: Problem, window: Window) -> NDArray[np.float64]:
+    """Loss of every rank from 0 to the full one by singular values, float64; a layer without groups."""
+    return _svd(problem, 0, window).losses
+
+
 def product(window: Window, found: Sequence[solvers.Factors]) -> NDArray[np.float64]:
     """The weights that the factors of all groups stand for, float64 [groups, rows, taps]."""
     return np.stack([group.product() for group in found])

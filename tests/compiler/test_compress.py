@@ -76,6 +76,13 @@ def test_a_family_needs_no_budget(given: list[str]) -> None:
     assert {each["recipe"] for each in found["layers"]} == {"ternary"}
 
 
+def test_channels_alone_want_to_know_how_many_multiplications(given: list[str]) -> None:
+    ran = CliRunner().invoke(cli, [*given, "--only", "channels", "--max-drop", "1%"])
+    assert ran.exit_code == USAGE
+    assert "channels alone: nothing says how many multiplications to keep" in ran.output
+    assert "--max-macs" in ran.output
+
+
 def test_fewest_multiplications_without_a_drop_to_spend_are_refused(given: list[str]) -> None:
     ran = CliRunner().invoke(cli, [*given, "--fewest-macs"])
     assert ran.exit_code == USAGE

@@ -176,6 +176,25 @@ def test_planted_structure_is_found_used_and_free(kind: str, tmp_path: Path) -> 
     assert after <= max(4 * before, 1e-3)
 
 
+def test_a_hidden_rank_is_found_where_bytes_count(tmp_path: Path) -> None:
+    rng = np.random.default_rng(5)
+    low = rng.normal(size=(CHANNELS, 3)) @ rng.normal(size=(3, CHANNELS * 9))
+    proto = network(low.reshape(CHANNELS, CHANNELS, 3, 3).astype(np.float32), rng)
+    save(proto, tmp_path)
+    np.savez(tmp_path / "x.npz", x=rng.normal(size=(96, 3, 10, 10)).astype(np.float32))
+    fresh = rng.normal(size=(32, 3, 10, 10)).astype(np.float32)
+    limit = ["--max-drop", "0.001"]
+    best = compressed(tmp_path, "best", *limit)
+    whole = compressed(tmp_path, "whole", *limit, "--without", "low-rank")
+    layer = best["layers"][1]
+    assert layer["rank"] == 3
+    assert layer["recipe"].startswith("svd 3, ")
+    assert best["parts"]["total"] < 0.7 * whole["parts"]["total"]
+    assert best["after"]["macs"] < 0.7 * whole["after"]["macs"]
+    assert [each["changed"] for each in best["passes"] if each["name"] == "low-rank"] == [1]
+    assert error(tmp_path / "best" / "model.onnx", tmp_path, fresh) <= 2e-3
+
+
 def test_a_hidden_rank_is_found_where_multiplications_count(tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     low = rng.normal(size=(CHANNELS, 2)) @ rng.normal(size=(2, CHANNELS))

@@ -7,6 +7,7 @@ import pytest
 
 from passes.coding.symbols import encode
 from passes.families import FINENESS, NAMES, RATE, _each, options, rate_options, stored_bits
+from passes.low_rank import Window
 from passes.recipes import AsFound, Problem
 from passes.recipes_coded import Codebook, Ternary, Vector
 from passes.recipes_structured import Circulant
@@ -29,7 +30,8 @@ def random(groups: int = 1, rows: int = 24, taps: int = 36, kernel: tuple[int, .
 
 @pytest.mark.parametrize("family", NAMES)
 def test_a_family_alone_offers_a_range_of_sizes_and_eight_bits(family: str) -> None:
-    found = options(random(groups=12, rows=1, taps=9) if family == "shared" else random(), [family], tensor="a")
+    layer = random(groups=12, rows=1, taps=9) if family == "shared" else random()
+    found = options(layer, [family], tensor="a", window=Window(1, 24, 4, (3, 3), (8, 8), (8, 8)))
     assert "W8" in {option.recipe.name for option in found}
     own = [option for option in found if option.family == family]
     if family == "shared":  # random filters are hardly alike: what there is, is measured
@@ -42,8 +44,8 @@ def test_a_family_alone_offers_a_range_of_sizes_and_eight_bits(family: str) -> N
 
 
 def test_names_say_all_so_that_no_option_hides_another() -> None:
-    found = options(random())
-    assert len({option.recipe.name for option in found}) == len(found)
+    found = options(random(), window=Window(1, 24, 4, (3, 3), (8, 8), (8, 8)))
+    assert len({option.name for option in found}) == len(found)
 
 
 def test_beside_the_rate_family_the_hopeless_are_not_asked() -> None:
