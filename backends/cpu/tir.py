@@ -87,7 +87,7 @@ class Writer:
         """if (condition)."""
         self._blocks.append([])
         yield
-        self._add(tirx.IfThenElse(condition, _sequence(self._blocks.pop())))
+        self._add(tirx.IfThenElse(condition, _sequence(self._blocks.pop()), None))
 
     def unrolled(self, count: int, most: int) -> Iterator[Expr]:
         """Indices 0 to count - 1: written out if they are few, else one loop."""
@@ -105,7 +105,9 @@ class Writer:
         return buffer
 
     def let(self, value: Expr) -> Expr:
-        """Name a value."""
+        """Name a value; a number is its own name."""
+        if isinstance(value, int):
+            return value
         self._count += 1
         variable = tirx.Var(f"v{self._count}", dtype_of(value))
         self._add(tirx.Bind(variable, value))
@@ -135,7 +137,7 @@ def load_part(buffer: Expr, index: Expr, lanes: int, count: int) -> Expr:
         if size <= count - done:
             pieces.append(load(buffer, index + done, size))
             done += size
-    pieces.append(constant(0, dtype_of(pieces[0]).partition("x")[0]))
+    pieces.append(constant(0, dtype_of(pieces[0]).partition("x")[0], lanes))  # TIR wants as many as come out
     order = [*range(count), *[count] * (lanes - count)]
     return tirx.Shuffle(pieces, [_index(lane) for lane in order])
 

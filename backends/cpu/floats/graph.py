@@ -85,6 +85,7 @@ class _Network:
     constants: dict[Any, Array] = field(default_factory=dict)
     kernels: dict[str, Kernel] = field(default_factory=dict)
     known: dict[Kernel, str] = field(default_factory=dict)
+    functions: dict[Any, Any] = field(default_factory=dict)
 
     # Values in one layout or the other.
 
@@ -114,7 +115,7 @@ class _Network:
     def _rebuilt(self, expr: Any) -> Any:
         if isinstance(expr, relax.Tuple):
             return relax.Tuple([self.plain(part) for part in expr.fields])
-        return expr
+        return self.functions.get(expr, expr) if isinstance(expr, relax.GlobalVar) else expr
 
     def pixels(self, expr: Any) -> Any:
         """[n, y, x, c]."""
@@ -410,6 +411,9 @@ def network(module: Any, machine: Machine) -> Networked:
     relax.analysis.post_order_visit(main.body, lambda e: [count(a) for a in _operands(e)])
     builder = relax.BlockBuilder()
     walk = _Network(machine, builder, uses)
+    for name, function in module.functions.items():  # operators that the importer has already made TIR of
+        if name.name_hint != "main":
+            walk.functions[name] = builder.add_func(function, name.name_hint)
     parameters = [relax.Var(p.name, p.ty) for p in main.params]
     for old, new in zip(main.params, parameters):
         walk.values[old] = _Value(plain=new)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import tvm
 from tvm.relax.frontend import onnx as frontend
 
 
@@ -28,5 +27,5 @@ def import_model(proto: Any) -> Any:
     """
     try:
         return frontend.from_onnx(proto, keep_params_in_input=False)
-    except (tvm.error.TVMError, ValueError, TypeError, KeyError, IndexError, AttributeError, NotImplementedError, AssertionError) as error:
+    except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
         raise ImportFailedError(str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)) from error

@@ -228,7 +228,9 @@ def _nest(statement: Any, buffers: Sequence[tuple[Any, int]]) -> Nest:
     units = 1
     if isinstance(statement, tirx.For) and statement.kind == tirx.ForKind.PARALLEL:
         units = int(statement.extent)
-        statement = tirx.For(statement.loop_var, begin, end - begin, tirx.ForKind.SERIAL, statement.body)
+        kind = str(statement.loop_var.ty.dtype)
+        first, count = (value if kind == "int32" else tirx.Cast(kind, value) for value in (begin, end - begin))
+        statement = tirx.For(statement.loop_var, first, count, tirx.ForKind.SERIAL, statement.body)
     pointers, declared = [], []
     for index in sorted(used):
         kind = str(used[index][0].ty.dtype)
