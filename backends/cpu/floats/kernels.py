@@ -147,6 +147,19 @@ def _runs(tiles: list[Tile], window: Window) -> Iterator[list[Tile]]:
         yield list(run)
 
 
+def _tap_groups(window: Window, tile: Tile, inside: bool) -> list[tuple[int, int, list[int]]]:
+    """Neighbouring taps that the same pixels of a tile have: (first tap, count, pixels)."""
+    if inside:
+        return [(0, window.kernel[1], list(range(tile.pixels)))]
+    has = [[p for p in range(tile.pixels) if window.is_inside(tile.first + p, t)] for t in range(window.kernel[1])]
+    groups = []
+    for pixels, taps in groupby(range(window.kernel[1]), key=lambda t: has[t]):
+        run = list(taps)
+        if pixels:
+            groups.append((run[0], len(run), pixels))
+    return groups
+
+
 def _each_tile(w: Writer, columns: int, pixels: int, window: Window) -> Iterator[tuple[Expr, Tile, bool]]:
     """(first column, an example tile, whether every tap is inside)."""
     for run in _runs(_tiles(columns, pixels), window):
@@ -269,23 +282,22 @@ class Conv:
         step = window.strides[1] * self.source.pixel
         is_run = self.source.channel == 1 and self.source.pixel == self.inputs and window.dilations[1] == 1
         start = w.let(row + (x * window.strides[1] - window.pads[1]) * self.source.pixel)
-        if inside and is_run:
-            length = window.kernel[1] * self.inputs
-            for k in w.unrolled(length, 4):
-                self._products(f, acc, start + k, step, range(tile.pixels), weights + k * size, vectors)
-            return
-        taps = w.unrolled(window.kernel[1], _FEW) if inside else range(window.kernel[1])
-        for kx in taps:
-            pixels = [p for p in range(tile.pixels) if inside or window.is_inside(tile.first + p, kx)]
-            if not pixels:
+        for first, count, pixels in _tap_groups(window, tile, inside):
+            if is_run:
+                at = start + first * self.inputs
+                place = weights + first * (self.inputs * size)
+                for k in w.unrolled(count * self.inputs, 4):
+                    self._products(f, acc, at + k, step, pixels, place + k * size, vectors)
                 continue
-            at = start + kx * (window.dilations[1] * self.source.pixel)
-            for c in w.unrolled(self.inputs, 4):
-                place = weights + (kx * self.inputs + c) * size
-                self._products(f, acc, at + c * self.source.channel, step, pixels, place, vectors)
+            for index in w.unrolled(count, 1):  # a loop: LLVM makes slow code of many loads at fixed distances
+                kx = first + index
+                at = start + kx * (window.dilations[1] * self.source.pixel)
+                for c in w.unrolled(self.inputs, 4):
+                    place = weights + (kx * self.inputs + c) * size
+                    self._products(f, acc, at + c * self.source.channel, step, pixels, place, vectors)
 
     def _products(
-        self, f: _Frame, acc: Expr, at: Expr, step: int, pixels: list[int] | range, weights: Expr, vectors: int
+        self, f: _Frame, acc: Expr, at: Expr, step: int, pixels: list[int], weights: Expr, vectors: int
     ) -> None:
         w, lanes = f.w, self.lanes
         values = [w.let(tir.load(f.weights, weights + v * lanes, lanes)) for v in range(vectors)]
