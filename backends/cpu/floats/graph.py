@@ -35,7 +35,18 @@ _UNARY = frozenset(
     ).split()
 )
 _BINARY = frozenset(f"relax.{name}" for name in "add divide maximum minimum multiply power subtract".split())
-_ON_CONSTANTS = frozenset(f"relax.{name}" for name in "expand_dims permute_dims reshape squeeze".split())
+_MOVES = frozenset(f"relax.{name}" for name in "expand_dims permute_dims reshape squeeze".split())
+_FOLDS: dict[str, Any] = {
+    "relax.add": np.add,
+    "relax.subtract": np.subtract,
+    "relax.multiply": np.multiply,
+    "relax.less": np.less,
+    "relax.greater": np.greater,
+    "relax.equal": np.equal,
+    "relax.where": np.where,
+    "relax.astype": lambda a: a,
+    "relax.take": np.take,
+}
 
 
 @dataclass
@@ -86,6 +97,7 @@ class _Network:
     kernels: dict[str, Kernel] = field(default_factory=dict)
     known: dict[Kernel, str] = field(default_factory=dict)
     functions: dict[Any, Any] = field(default_factory=dict)
+    shapes: dict[Any, tuple[int, ...] | None] = field(default_factory=dict)
 
     # Values in one layout or the other.
 
@@ -101,6 +113,8 @@ class _Network:
             return self._rebuilt(expr)
         if expr in self.constants:
             return relax.const(self.constants[expr])
+        if expr in self.shapes:
+            return relax.ShapeExpr(self.shapes[expr])
         value = self._emitted(expr)
         if value.plain is None:
             made = value.pixels
@@ -168,7 +182,10 @@ class _Network:
     def bind(self, variable: Any, call: Any) -> None:
         """Emit what a binding means."""
         name = call.op.name if isinstance(call, relax.Call) and hasattr(call.op, "name") else ""
-        if name in _ON_CONSTANTS and (folded := self._folded(name, call, variable)) is not None:
+        if name == "relax.shape_of" and shape_of(call.args[0]) is not None:
+            self.shapes[variable] = shape_of(call.args[0])
+            return
+        if (folded := self._folded(name, call, variable)) is not None:
             self.constants[variable] = folded
             return
         value = self._own(name, call, variable)
@@ -177,15 +194,32 @@ class _Network:
         self.values[variable] = value
 
     def _folded(self, name: str, call: Any, variable: Any) -> Array | None:
-        array = self.array(call.args[0])
-        if array is None or shape_of(variable) is None:
+        """Of constants alone: TVM would compile a function for each, and run it once."""
+        shape = shape_of(variable)
+        if shape is None or not isinstance(call, relax.Call):
             return None
-        if name == "relax.permute_dims":
-            axes = call.attrs.axes
-            return array.transpose(None if axes is None else [int(a) for a in axes])
-        return array.reshape(shape_of(variable))
+        if name == "relax.shape_to_tensor" and call.args[0] in self.shapes:
+            return np.array(self.shapes[call.args[0]], np.int64)
+        if name in _MOVES and (array := self.array(call.args[0])) is not None:
+            axes = call.attrs.axes if name == "relax.permute_dims" else None
+            if name == "relax.permute_dims":
+                return array.transpose(None if axes is None else [int(a) for a in axes])
+            return array.reshape(shape)
+        if name not in _FOLDS:
+            return None
+        arrays = [self.array(a) for a in call.args]
+        if any(a is None for a in arrays):
+            return None
+        if name == "relax.take":
+            found = np.take(arrays[0], arrays[1], None if call.attrs.axis is None else int(call.attrs.axis), mode="wrap")
+        else:
+            found = _FOLDS[name](*arrays)
+        return found.astype(_dtype(variable)).reshape(shape)
 
     def _general(self, call: Any) -> Any:
+        if isinstance(call, relax.Call) and getattr(call.op, "name", "") == "relax.take" and call.attrs.axis is not None:
+            source, indices = (self.plain(a) for a in call.args)  # "fast", the importer's mode, reads anywhere
+            return relax.op.take(source, indices, int(call.attrs.axis), "clip")
         if isinstance(call, relax.Call):
             return relax.Call(call.op, [self.plain(a) for a in call.args], call.attrs, call.ty_args)
         if isinstance(call, relax.TupleGetItem):
@@ -208,6 +242,8 @@ class _Network:
                 return self._mean(call, variable)
             case "relax.concat":
                 return self._concat(call)
+            case "relax.take":
+                return self._take_channels(call, variable)
         if name in _BINARY and (absorbed := self._absorbed(name, call, variable)) is not None:
             return absorbed
         if name in ("relax.nn.relu", "relax.clip") and (bounded := self._bounded(name, call)) is not None:
@@ -397,6 +433,16 @@ class _Network:
             return None
         together = relax.op.concat([self.pixels(p) for p in parts.fields], axis=3)
         return _Value(pixels=self.builder.emit(together))
+
+
+    def _take_channels(self, call: Any, variable: Any) -> _Value | None:
+        indices, shape = self.array(call.args[1]), shape_of(call.args[0])
+        if indices is None or indices.ndim != 1 or call.attrs.axis is None or shape is None or len(shape) != 4:
+            return None
+        if int(call.attrs.axis) % 4 != 1 or not self.has_pixels(call.args[0]):
+            return None
+        source = self.pixels(call.args[0])
+        return _Value(pixels=self.builder.emit(relax.op.take(source, relax.const(indices), 3, "clip")))
 
 
 def network(module: Any, machine: Machine) -> Networked:

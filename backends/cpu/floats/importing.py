@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import warnings
 from typing import Any
 
 from tvm.relax.frontend import onnx as frontend
@@ -26,6 +29,8 @@ def import_model(proto: Any) -> Any:
         ImportFailedError: TVM refuses it.
     """
     try:
-        return frontend.from_onnx(proto, keep_params_in_input=False)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints what fails
+            warnings.simplefilter("ignore")
+            return frontend.from_onnx(proto, keep_params_in_input=False)
     except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError) as error:
         raise ImportFailedError(str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)) from error
