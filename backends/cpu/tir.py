@@ -176,12 +176,12 @@ def multiply_add(a: Expr, b: Expr, c: Expr) -> Expr:
 
 def quotient(a: Expr, b: int) -> Expr:
     """Of integers that are not negative."""
-    return tirx.truncdiv(a, _index(b))
+    return tirx.truncdiv(a, tirx.IntImm(dtype_of(a), b))
 
 
 def remainder(a: Expr, b: int) -> Expr:
     """Of integers that are not negative."""
-    return tirx.truncmod(a, _index(b))
+    return tirx.truncmod(a, tirx.IntImm(dtype_of(a), b))
 
 
 def part(vector: Expr, first: int, count: int) -> Expr:

@@ -117,8 +117,8 @@ class _Frame:
     end: Expr
 
 
-def _frame(name: str) -> _Frame:
-    w = Writer(name)
+def _frame(name: str, machine: Machine) -> _Frame:
+    w = Writer(name, machine.index)
     pointers = [w.pointer(role, "float32") for role in ("input", "second", "output", "weights", "bias")]
     return _Frame(w, *pointers, w.integer("begin"), w.integer("end"))
 
@@ -213,11 +213,16 @@ class Conv:
         return self.groups * self.blocks * self.images * self.rows
 
     @property
+    def work(self) -> int:
+        """Multiply-accumulates."""
+        return self.images * self.rows * self.columns * self.groups * self.outputs * self.taps
+
+    @property
     def taps(self) -> int:
         return self.window.kernel[0] * self.window.kernel[1] * self.inputs
 
     def write(self, name: str, machine: Machine) -> Expr:
-        f = _frame(name)
+        f = _frame(name, machine)
         w = f.w
         lines = self.images * self.rows
         full, rest = divmod(self.all_vectors, self.vectors)
@@ -325,11 +330,17 @@ class Depthwise:
     lanes: int
 
     @property
+    def work(self) -> int:
+        """Multiply-accumulates, several times: they are limited by loads."""
+        taps = self.window.kernel[0] * self.window.kernel[1]
+        return 3 * self.images * self.rows * self.columns * self.channels * taps
+
+    @property
     def units(self) -> int:
         return self.images * self.rows
 
     def write(self, name: str, machine: Machine) -> Expr:
-        f = _frame(name)
+        f = _frame(name, machine)
         full, rest = divmod(self.channels, self.lanes)
         with f.w.loop(f.begin, f.end) as line:
             for vector in f.w.unrolled(full, 1):
@@ -393,11 +404,17 @@ class Pool:
     lanes: int
 
     @property
+    def work(self) -> int:
+        """Elements read, several times, as multiply-accumulates are cheaper."""
+        taps = self.window.kernel[0] * self.window.kernel[1]
+        return 4 * self.images * self.rows * self.columns * self.channels * taps
+
+    @property
     def units(self) -> int:
         return self.images * self.rows
 
     def write(self, name: str, machine: Machine) -> Expr:
-        f = _frame(name)
+        f = _frame(name, machine)
         w, window = f.w, self.window
         with w.loop(f.begin, f.end) as line:
             image = w.let(tir.quotient(line, self.rows)) if self.images > 1 else 0

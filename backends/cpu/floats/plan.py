@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,64 +15,13 @@ from backends.base import Unsupported, UnsupportedOpError
 from backends.cpu import memory
 from backends.cpu.floats import graph, operators
 from backends.cpu.floats.graph import Kernel, shape_of
+from backends.cpu.floats.program import At, Call, Program, Tensor
 from backends.cpu.machine import Machine
 
 _REMEDY = "take it out of the network, or leave this part to onnxruntime"
 
 
-@dataclass(frozen=True)
-class Tensor:
-    """An input or output of the network."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def bytes(self) -> int:
-        """In memory."""
-        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
-
-
-@dataclass(frozen=True)
-class At:
-    """Where an argument is: "arena", "constants", "in" or "out"; a buffer's name, an offset in bytes, or a number."""
-
-    where: str
-    what: str | int
-
-
-@dataclass(frozen=True)
-class Call:
-    """One run of a function, which threads may share; all meet after it."""
-
-    function: str
-    arguments: tuple[At | None, ...]
-    units: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A network as it runs.
-
-    Attributes:
-        calls: In order.
-        copies: Outputs that are another value, or an input, as it is: (from, output's number, bytes).
-        functions: Name to what writes it.
-        constants: Weights and whatever else does not change.
-    """
-
-    machine: Machine
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    calls: tuple[Call, ...]
-    copies: tuple[tuple[At, int, int], ...]
-    functions: Mapping[str, Any]
-    arena: memory.Arena
-    constants: bytes
-
-
-def make_plan(module: Any, machine: Machine, names: tuple[tuple[str, ...], tuple[str, ...]]) -> Plan:
+def make_plan(module: Any, machine: Machine, names: tuple[tuple[str, ...], tuple[str, ...]]) -> Program:
     """Lower an imported module.
 
     Args:
@@ -87,6 +36,14 @@ def make_plan(module: Any, machine: Machine, names: tuple[tuple[str, ...], tuple
     target = operators.target_of(machine)
     legal = operators.legalized(made.module, target)
     return _Planner(legal, made.kernels, machine).plan(names)
+
+
+_SMALL, _MOST_CHUNKS = 200_000, 16
+
+
+def _chunks(work: int, units: int) -> int:
+    """Into how many a step is cut; one, where handing it to another thread takes longer than doing it."""
+    return 1 if work < _SMALL else max(1, min(units, work // (_SMALL // 2), _MOST_CHUNKS))
 
 
 @dataclass
@@ -120,7 +77,7 @@ class _Planner:
     constants: _Constants = field(default_factory=_Constants)
     bad: list[Unsupported] = field(default_factory=list)
 
-    def plan(self, names: tuple[tuple[str, ...], tuple[str, ...]]) -> Plan:
+    def plan(self, names: tuple[tuple[str, ...], tuple[str, ...]]) -> Program:
         main = self.module["main"]
         for index, parameter in enumerate(main.params):
             self.places[parameter] = At("in", index)
@@ -137,7 +94,7 @@ class _Planner:
         arena = memory.place(_lifetimes(calls, copies, self.sizes))
         used = {call.function for call in calls}
         functions = {name: writer for name, writer in self.functions.items() if name in used}
-        return Plan(
+        return Program(
             self.machine, inputs, outputs, tuple(calls), tuple(copies), functions, arena, bytes(self.constants.data)
         )
 
@@ -190,7 +147,8 @@ class _Planner:
         weights, bias = rest if rest else (None, None)
         name = symbol.removeprefix(graph.PREFIX)
         self.functions[name] = kernel
-        self.calls.append(Call(name, (source, second, output, weights, bias), kernel.units))
+        chunks = _chunks(kernel.work, kernel.units)
+        self.calls.append(Call(name, (source, second, output, weights, bias), kernel.units, chunks))
 
     def _operator(self, variable: Any, call: Any) -> None:
         symbol = call.args[0].name_hint
@@ -216,7 +174,9 @@ class _Planner:
         scratch = [self._buffer(s.size) for s in made.scratch]
         given = [*(self._at(a) for a in call.args[1].fields), *parts, *scratch]
         for name, nest in zip(names, made.nests):
-            self.calls.append(Call(name, tuple(given[i] for i in nest.arguments), nest.units))
+            arguments = tuple(given[i] for i in nest.arguments)
+            work = 4 * sum(self.sizes[str(at.what)] for at in arguments if at.where == "arena")
+            self.calls.append(Call(name, arguments, nest.units, _chunks(work, nest.units)))
 
     def _refuse(self, op: str, reason: str) -> None:
         self.bad.append(Unsupported(op, op.removeprefix("relax."), reason, _REMEDY))
@@ -272,7 +232,7 @@ def _to_outputs(
         else:
             copies.append((moved.get(place, place), index, outputs[index].bytes))
     changed = [
-        Call(c.function, tuple(moved.get(a, a) if a is not None else None for a in c.arguments), c.units)
+        replace(c, arguments=tuple(moved.get(a, a) if a is not None else None for a in c.arguments))
         for c in calls
     ]
     return changed, copies
