@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from backends.base import DoesNotFitError
-from compiler import artefact, calibration, container, costs, cpu, doctor, quality, simulation, stored, targets
+from compiler import artefact, calibration, container, costs, cpu, doctor, float_cpu, quality, simulation, stored, targets
 from compiler.artefact import Manifest, Preprocessing
 from compiler.calibration import ImageOptions, Samples
 from compiler.compression import CompressOptions, compress_network, read_parts
@@ -51,6 +51,7 @@ class CompileOptions:
         verify: Simulate the result, or run it.
         mcpu: Processor of a CPU target, by LLVM's name; None is this one, or the target's usual one.
         ram, flash: Most bytes of a CPU target's maps, and of its code and constants.
+        is_float: Nothing becomes an integer; a CPU target computes in float32.
     """
 
     target: str = "fpga"
@@ -67,6 +68,7 @@ class CompileOptions:
     mcpu: str | None = None
     ram: int | None = None
     flash: int | None = None
+    is_float: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +100,8 @@ def compile(path: Path, destination: Path, options: CompileOptions, progress: Pr
     Raises:
         ValueError, RuntimeError: One of the classes in compiler.cli.EXIT_CODES, with its remedy as a note.
     """
+    if options.is_float:
+        return float_cpu.compile_float(path, destination, options, progress)
     artefact.check_destination(destination)
     target = targets.make(options)
     if options.compression is not None:
@@ -174,7 +178,7 @@ def prepare(path: Path, options: CompileOptions, progress: Progress, *, is_check
         if options.compression is not None and not is_check:
             return _compressed(imported, options, options.compression, progress)
         cut = partition(imported.model)
-        samples = _samples(imported.model, options, progress, is_check)
+        samples = samples_of(imported.model, options, progress, is_check=is_check)
         config = QuantizeConfig(equalize=None, reconstruct=False) if is_check else QuantizeConfig()
         quantized, report = quantize(imported.model, cut.nodes, samples.arrays, config, progress)
         progress("lower", 0, 0)
@@ -205,7 +209,10 @@ def _without_dead_channels(imported: Imported, options: CompileOptions) -> Impor
     return replace(imported, reports=(*imported.reports, *reports))
 
 
-def _samples(model: ir.Model, options: CompileOptions, progress: Progress, is_check: bool) -> Samples:
+def samples_of(
+    model: ir.Model, options: CompileOptions, progress: Progress, *, is_check: bool = False
+) -> Samples:
+    """The given samples, or synthetic ones."""
     if options.calibration is None or is_check:
         return calibration.synthetic_samples(model, seed=0, count=1 if is_check else 16)
     return calibration.read_calibration(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -130,6 +131,7 @@ class VerifyFacts:
         cycle_mismatches: Instructions that took another time than the schedule says.
         cycles: Measured, of one inference.
         differences: The first few, as sentences.
+        tolerance: Largest difference relative to an output's largest value, for floats; 0 where equality is asked for.
     """
 
     inputs: int
@@ -141,6 +143,7 @@ class VerifyFacts:
     cycle_mismatches: int
     cycles: int
     differences: tuple[str, ...] = ()
+    tolerance: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -186,6 +189,7 @@ class CompileReport:
         stored_weight_bytes: Of the weight streams: zero blocks left out, partial blocks filled up.
         missed: One sentence for each budget that is exceeded.
         footprint: Bytes of a CPU target by what they hold; empty for hardware.
+        float_nodes: Name to operator of nodes that a CPU target computes in float32, compiled.
     """
 
     edgec: str
@@ -209,6 +213,7 @@ class CompileReport:
     missed: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     footprint: Mapping[str, int] = field(default_factory=dict)
+    float_nodes: Mapping[str, str] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -263,7 +268,8 @@ def utilisation(macs: int, cycles: int | None, macs_per_cycle: int | None) -> fl
 
 def show(report: CompileReport, console: Console) -> None:
     """Print the report as tables."""
-    console.print(_layer_table(report))
+    if report.layers:
+        console.print(_layer_table(report))
     console.print(_summary(report))
     for node in report.host_nodes:
         console.print(f"  host ({node.side}): {node.name} ({node.op}): {node.reason}", markup=False, highlight=False)
@@ -325,6 +331,9 @@ def summary(report: CompileReport) -> list[tuple[str, str]]:
     if report.footprint:
         parts = (f"{name.removesuffix('_bytes')} {size:,}" for name, size in report.footprint.items())
         lines.append(("bytes", ", ".join(parts)))
+    if report.float_nodes:
+        counted = Counter(report.float_nodes.values()).most_common()
+        lines.append(("in float", ", ".join(f"{count} {op}" for op, count in counted)))
     if report.memory:
         lines.append(("memory", ", ".join(f"{m.memory} {percent(m.used / m.available)}" for m in report.memory)))
     for metric in dict.fromkeys(row.metric for row in report.accuracy):
@@ -338,6 +347,10 @@ def verdict(verify: VerifyFacts | None) -> str:
     """One sentence."""
     if verify is None:
         return "no (not simulated)"
+    if verify.tolerance:
+        differs = f"{verify.mismatches:,} of " if verify.mismatches else ""
+        how = "differ from" if verify.mismatches else "agree with"
+        return f"{differs}{verify.elements:,} output elements {how} onnxruntime, tolerance {verify.tolerance:g}"
     if verify.passed and not verify.instructions:
         return f"{verify.elements:,} elements of {verify.inputs} inputs equal to the reference"
     if verify.passed:

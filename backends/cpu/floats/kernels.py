@@ -214,7 +214,12 @@ class Conv:
 
     @property
     def work(self) -> int:
-        """Multiply-accumulates."""
+        """In multiply-accumulates of a dense convolution."""
+        return self.macs
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates, padding included."""
         return self.images * self.rows * self.columns * self.groups * self.outputs * self.taps
 
     @property
@@ -331,9 +336,14 @@ class Depthwise:
 
     @property
     def work(self) -> int:
-        """Multiply-accumulates, several times: they are limited by loads."""
+        """In multiply-accumulates of a dense convolution: these are limited by loads."""
+        return 3 * self.macs
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates, padding included."""
         taps = self.window.kernel[0] * self.window.kernel[1]
-        return 3 * self.images * self.rows * self.columns * self.channels * taps
+        return self.images * self.rows * self.columns * self.channels * taps
 
     @property
     def units(self) -> int:

@@ -75,6 +75,7 @@ class _Planner:
     functions: dict[str, Any] = field(default_factory=dict)
     lowered: dict[str, tuple[operators.Operator, list[str]]] = field(default_factory=dict)
     constants: _Constants = field(default_factory=_Constants)
+    macs: int = 0
     bad: list[Unsupported] = field(default_factory=list)
 
     def plan(self, names: tuple[tuple[str, ...], tuple[str, ...]]) -> Program:
@@ -95,7 +96,7 @@ class _Planner:
         used = {call.function for call in calls}
         functions = {name: writer for name, writer in self.functions.items() if name in used}
         return Program(
-            self.machine, inputs, outputs, tuple(calls), tuple(copies), functions, arena, bytes(self.constants.data)
+            self.machine, inputs, outputs, tuple(calls), tuple(copies), functions, arena, bytes(self.constants.data), self.macs
         )
 
     def _results(self, main: Any) -> list[Any]:
@@ -148,6 +149,7 @@ class _Planner:
         name = symbol.removeprefix(graph.PREFIX)
         self.functions[name] = kernel
         chunks = _chunks(kernel.work, kernel.units)
+        self.macs += 0 if isinstance(kernel, graph.Pool) else kernel.macs
         self.calls.append(Call(name, (source, second, output, weights, bias), kernel.units, chunks))
 
     def _operator(self, variable: Any, call: Any) -> None:

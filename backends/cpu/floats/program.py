@@ -58,6 +58,7 @@ class Program:
         copies: Outputs that are another value, or an input, as it is: (from, output's number, bytes).
         functions: Name to what writes it.
         constants: Weights and whatever else does not change.
+        macs: Of our own kernels.
     """
 
     machine: Machine
@@ -68,3 +69,4 @@ class Program:
     functions: Mapping[str, Any]
     arena: memory.Arena
     constants: bytes
+    macs: int
