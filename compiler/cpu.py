@@ -14,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from backends.cpu import backend, emulation
+from backends.cpu.floats import library as float_library
 from backends.cpu.machine import Machine
 from backends.cpu.plan import Plan, make_plan
 from backends.layers import LayerGraph
@@ -25,6 +26,8 @@ from compiler.simulation import Maps, with_random
 from compiler.stored import Stored
 from passes.graph import constant, shape_of
 
+HEAD, TAIL = "head", "tail"
+"""Folders of compiled float parts."""
 _SHOWN = 8
 
 
@@ -81,7 +84,8 @@ class Session:
 
     Args:
         opened: An artefact.
-        threads: Of the kernels, and of what onnxruntime runs around them.
+        threads: Of the kernels, and of what runs around them.
+        is_exact: onnxruntime computes what surrounds the integer layers, as for the reference; not compiled float code.
 
     Attributes:
         shapes: Of each network input, with its batch axis of 1.
@@ -90,11 +94,14 @@ class Session:
         BundleError, WrongProcessorError: It cannot be loaded.
     """
 
-    def __init__(self, opened: Stored, *, threads: int = 1) -> None:
+    def __init__(self, opened: Stored, *, threads: int = 1, is_exact: bool = False) -> None:
         lowered = opened.lowered
+        compiled = {name: None if is_exact else opened.folder / artefact.CPU / name for name in (HEAD, TAIL)}
         self._graph, self._outs = lowered.graph, lowered.outputs
         self._library = backend.load(opened.folder / artefact.CPU, lowered.graph, threads=threads)
-        self._head, self._tail = _Part(lowered.head, threads), _Part(lowered.tail, threads)
+        self._head, self._tail = (
+            _Part(part, threads, compiled[name]) for name, part in ((HEAD, lowered.head), (TAIL, lowered.tail))
+        )
         self.shapes = {str(v.name): shape_of(v) or () for v in opened.quantized.graph.inputs}
         self._names = [str(value.name) for value in opened.quantized.graph.outputs]
         sources = {cut.tensor.name: cut for cut in lowered.inputs}
@@ -117,6 +124,8 @@ class Session:
     def close(self) -> None:
         """Stop its threads."""
         self._library.close()
+        self._head.close()
+        self._tail.close()
 
     def run(self, samples: Mapping[str, NDArray[np.float32]]) -> Floats:
         """One sample; one call at a time.
@@ -158,24 +167,37 @@ class Session:
 
 
 class _Part:
-    """A float model beside the integers: arithmetic and layout in numpy, which gives the same bits, else onnxruntime.
+    """A float model beside the integers: arithmetic and layout in numpy, which gives the same bits, else as compiled,
+    else onnxruntime.
 
     Calling onnxruntime takes about as long as a small network.
     """
 
-    def __init__(self, model: ir.Model | None, threads: int) -> None:
+    def __init__(self, model: ir.Model | None, threads: int, compiled: Path | None = None) -> None:
         self.is_none = model is None
-        self._steps = None if model is None else _in_numpy(model)
+        self._steps = None if model is None else in_numpy(model)
         self.in_numpy = model is None or self._steps is not None
+        self._session = self._library = None
+        if model is not None and self._steps is None and compiled is not None and compiled.is_dir():
+            self._library = float_library.load(compiled, threads=threads)
+            return
         self._session = made = session(model, threads) if self._steps is None else None
         if made is not None:
             self._run = made.run
             self._fed = [node.name for node in made.get_inputs()]
             self._names = [node.name for node in made.get_outputs()]
 
+    def close(self) -> None:
+        """Stop its threads."""
+        if self._library is not None:
+            self._library.close()
+
     def run(self, values: Floats) -> None:
         """Add its outputs to `values`."""
         if self.is_none:
+            return
+        if self._library is not None:
+            values.update(self._library.run(values))
             return
         if self._steps is not None:
             for call in self._steps:
@@ -215,7 +237,7 @@ class _Part:
 _ARITHMETIC: dict[str, Callable[..., NDArray]] = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}
 
 
-def _in_numpy(model: ir.Model) -> list[_Call] | None:
+def in_numpy(model: ir.Model) -> list[_Call] | None:
     """Its nodes in order, or None if there is one of another kind than arithmetic, Reshape and Transpose."""
     calls = []
     for node in model.graph:

@@ -132,10 +132,10 @@ def run_file(
 
 
 def _on_cpu(
-    opened: Stored, floats: dict[str, NDArray[np.float32]], threads: int, progress: Progress
+    opened: Stored, floats: dict[str, NDArray[np.float32]], threads: int, progress: Progress, *, is_exact: bool = False
 ) -> dict[str, NDArray[np.float32]]:
     """The network's outputs, float32 [N, ...]."""
-    session = cpu.Session(opened, threads=threads)
+    session = cpu.Session(opened, threads=threads, is_exact=is_exact)
     total = len(next(iter(floats.values())))
     rows = []
     try:
@@ -238,7 +238,7 @@ def evaluate(folder: Path, data: Path, *, limit: int | None, rtl: bool, progress
         differs = sum(int(np.count_nonzero(got[name] != expected[name])) for name in expected)
         answers[quality.RTL] = opened.host.finish(got, floats)
     if opened.manifest.target == "cpu":
-        answers[quality.CPU] = _on_cpu(opened, floats, 1, progress)
+        answers[quality.CPU] = _on_cpu(opened, floats, 1, progress, is_exact=True)
         wrong = [answers[quality.CPU][name] != answers[quality.REFERENCE][name] for name in answers[quality.CPU]]
         differs += sum(map(int, map(np.count_nonzero, wrong)))
     rows = quality.compare(answers, samples.labels, "samples")

@@ -18,10 +18,11 @@ from backends.cpu.floats import library
 from backends.cpu.floats.library import FloatLibrary
 from backends.cpu.floats.program import Program
 from backends.cpu.machine import Machine
-from compiler import artefact, doctor, quality, stored
+from compiler import artefact, cpu, doctor, quality, stored
 from compiler.artefact import Manifest, Preprocessing
 from compiler.host import Floats, HostError
 from compiler.importer import Imported, import_model
+from compiler.lowering import Lowered
 from compiler.report import CompileReport, ModelFacts, PassRow, TargetFacts, VerifyFacts, to_json
 from compiler.report_html import to_html
 from compiler.version import VERSION
@@ -96,6 +97,33 @@ def _alone(node: ir.Node, model: ir.Model) -> onnx.ModelProto:
     graph = helper.make_graph([ir.serde.serialize_node(node)], "alone", inputs, outputs, weights)
     opset = model.opset_imports.get("", 21)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
+
+
+def write_parts(folder: Path, lowered: Lowered, machine: Machine) -> dict[str, str]:
+    """Compile what surrounds the integer layers, where that is more than arithmetic that numpy does as fast.
+
+    What TVM cannot import is left to onnxruntime.
+
+    Args:
+        folder: Of the CPU bundle; gets a folder for each part.
+        lowered: The network.
+        machine: That it runs on.
+
+    Returns:
+        Name to operator of the nodes that were compiled.
+    """
+    nodes: dict[str, str] = {}
+    for name, part in ((cpu.HEAD, lowered.head), (cpu.TAIL, lowered.tail)):
+        if part is None or cpu.in_numpy(part) is not None:
+            continue
+        try:
+            program = program_of(part, machine)
+        except UnsupportedOpError:
+            continue
+        (folder / name).mkdir()
+        library.write(program, name, folder / name)
+        nodes |= nodes_of(part)
+    return nodes
 
 
 def compile_float(path: Path, destination: Path, options: CompileOptions, progress: Progress) -> CompileReport:

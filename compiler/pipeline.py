@@ -122,6 +122,9 @@ def compile(path: Path, destination: Path, options: CompileOptions, progress: Pr
         plan = target.plan(network.lowered.graph)
         plan.build(folder)
         report = describe(network, target, plan, options, progress)
+        if isinstance(target, targets.Cpu):
+            compiled = float_cpu.write_parts(folder / artefact.CPU, network.lowered, target.machine)
+            report = replace(report, float_nodes=compiled)
         if options.verify and target.is_hardware:
             few = {name: values[:SHORT_SAMPLES] for name, values in inputs.items()}
             verdict = simulation.verify(folder, network.lowered.graph, few, random=SHORT_RANDOM, progress=progress)

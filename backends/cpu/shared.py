@@ -151,7 +151,7 @@ class Library:
         self._trace.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int]
         self._trace.restype = ctypes.c_void_p
         self._arrays: list[list[NDArray]] = [[], []]
-        self._pointers: list[ctypes.Array] = [_pointers([])] * 2
+        self._pointers: list[ctypes.Array] = [pointers([])] * 2
         self._context = self._open(threads)
         if not self._context:
             raise MemoryError(f"{path.name} found no memory for its maps")
