@@ -51,11 +51,13 @@ def program_of(model: ir.Model, machine: Machine) -> Program:
     names = tuple(str(v.name) for v in model.graph.inputs), tuple(str(v.name) for v in model.graph.outputs)
     _refuse(_unknown(proto, importing.known_operators()))
     try:
-        module = importing.import_model(proto)
-    except importing.ImportFailedError as error:
-        _refuse(_failing(model))
+        return plan.make_plan(importing.import_model(proto), machine, names)
+    except (importing.ImportFailedError, UnsupportedOpError) as error:
+        _refuse(_failing(model, machine))
+        if isinstance(error, UnsupportedOpError):
+            raise
         _refuse([Unsupported(proto.graph.name or "network", "graph", f"TVM's importer says: {error}", _REMEDY)])
-    return plan.make_plan(module, machine, names)
+        raise
 
 
 def _refuse(nodes: list[Unsupported]) -> None:
@@ -74,16 +76,21 @@ def _unknown(proto: onnx.ModelProto, known: frozenset[str]) -> list[Unsupported]
     return found
 
 
-def _failing(model: ir.Model) -> list[Unsupported]:
-    """Nodes that TVM cannot import when they are alone, each with its constants."""
-    from backends.cpu.floats import importing
+def _failing(model: ir.Model, machine: Machine) -> list[Unsupported]:
+    """Nodes that cannot be compiled when they are alone, each with its constants."""
+    from backends.cpu.floats import importing, plan
 
     found = []
     for node in model.graph:
+        alone = _alone(node, model)
+        names = tuple(v.name for v in alone.graph.input), tuple(v.name for v in alone.graph.output)
         try:
-            importing.import_model(_alone(node, model))
+            plan.make_plan(importing.import_model(alone), machine, names)
         except importing.ImportFailedError as error:
             found.append(Unsupported(node.name or "", node.op_type, f"TVM's importer says: {error}", _REMEDY))
+        except UnsupportedOpError as error:
+            reasons = ", ".join(dict.fromkeys(bad.reason for bad in error.nodes))
+            found.append(Unsupported(node.name or "", node.op_type, reasons, _REMEDY))
     return found
 
 

@@ -112,7 +112,7 @@ class _Network:
         if not isinstance(expr, relax.Var):
             return self._rebuilt(expr)
         if expr in self.constants:
-            return relax.const(self.constants[expr])
+            return _const(self.constants[expr])
         if expr in self.shapes:
             return relax.ShapeExpr(self.shapes[expr])
         value = self._emitted(expr)
@@ -135,7 +135,7 @@ class _Network:
         """[n, y, x, c]."""
         constant = self.array(expr)
         if constant is not None:
-            return relax.const(_to_pixels(constant, 4))
+            return _const(_to_pixels(constant, 4))
         value = self._emitted(expr)
         if value.pixels is None:
             n, c, *size = shape_of(expr)
@@ -161,7 +161,7 @@ class _Network:
             name = self._name(held.kernel)
             packed = weights_of(held.kernel, held.weights), bias_of(held.kernel, held.bias)
             seconds = [] if held.second is None else [held.second]
-            made = self._call(name, [held.input, *seconds, *map(relax.const, packed)], held.shape)
+            made = self._call(name, [held.input, *seconds, *map(_const, packed)], held.shape)
             if _is_map(held):
                 value.pixels = made
             else:
@@ -414,7 +414,7 @@ class _Network:
         for tensor in tensors:
             constant, own = self.array(tensor), shape_of(tensor)
             if constant is not None:
-                converted.append(relax.const(_to_pixels(constant, len(shape))))
+                converted.append(_const(_to_pixels(constant, len(shape))))
             elif own is not None and len(own) == len(shape):
                 converted.append(self.pixels(tensor))
             else:
@@ -442,7 +442,7 @@ class _Network:
         if int(call.attrs.axis) % 4 != 1 or not self.has_pixels(call.args[0]):
             return None
         source = self.pixels(call.args[0])
-        return _Value(pixels=self.builder.emit(relax.op.take(source, relax.const(indices), 3, "clip")))
+        return _Value(pixels=self.builder.emit(relax.op.take(source, _const(indices), 3, "clip")))
 
 
 def network(module: Any, machine: Machine) -> Networked:
@@ -483,6 +483,11 @@ def _operands(expr: Any) -> Sequence[Any]:
     if isinstance(expr, relax.SeqExpr):
         return [expr.body]
     return []
+
+
+def _const(array: Array) -> Any:
+    """Of the array's own type, which TVM takes from Python's for a scalar."""
+    return relax.const(np.array(array, order="C"), str(array.dtype))
 
 
 def shape_of(expr: Any) -> tuple[int, ...] | None:

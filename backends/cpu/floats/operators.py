@@ -31,6 +31,7 @@ def legalized(module: Any, target: Any) -> Any:
     steps = [
         relax.transform.DecomposeOpsForInference(),
         relax.transform.CanonicalizeBindings(),
+        relax.backend.DispatchSortScan(),
         relax.transform.LegalizeOps(),
         relax.transform.AnnotateTIROpPattern(),
         relax.transform.FoldConstant(),
@@ -89,9 +90,13 @@ def operator(function: Any, machine: Machine) -> Operator:
     Raises:
         ForeignCallError: It needs TVM's runtime.
     """
-    flat = _lowered(_scheduled(function))
-    head, statements = _split(flat.body)
+    _refuse_foreign(function)
+    try:
+        flat = _lowered(_scheduled(function))
+    except RuntimeError as error:  # TVM's internal errors: buffers with offsets of their own, for one
+        raise ForeignCallError("memory in a way that only TVM's runtime can give") from error
     _refuse_foreign(flat)
+    head, statements = _split(flat.body)
     scratch = [s.buffer for s in head if isinstance(s, tirx.AllocBuffer)]
     buffers = [*((p, i) for i, p in enumerate(flat.params)), *((b, len(flat.params) + i) for i, b in enumerate(scratch))]
     for declared in head:
@@ -115,7 +120,10 @@ def _bytes(buffer: Any) -> int:
 def _scheduled(function: Any) -> Any:
     """Elementwise steps go into their consumers; the outer loops become one that threads share."""
     schedule = s_tir.Schedule(ir.IRModule({"main": function.with_attr("global_symbol", "main")}))
-    root = schedule.get_sblock("root")
+    try:
+        root = schedule.get_sblock("root")
+    except s_tir.schedule.ScheduleError:  # written as loops already
+        return function
     for block in schedule.get_child_blocks(root):
         _inline(schedule, block)
     for block in schedule.get_child_blocks(root):
@@ -210,7 +218,7 @@ def _split(body: Any) -> tuple[list[Any], list[Any]]:
 def _refuse_foreign(function: Any) -> None:
     found = sorted(set(_FOREIGN.findall(function.script())))
     if found:
-        raise ForeignCallError(", ".join(found))
+        raise ForeignCallError(f"function {', '.join(found)}")
 
 
 _FOREIGN = re.compile(r"call_c?packed\w*\(\"([^\"]*)\"")

@@ -117,7 +117,7 @@ class _Planner:
         elif isinstance(value, relax.Tuple):
             self.tuples[variable] = [self._at(f) for f in value.fields]
         elif isinstance(value, relax.TupleGetItem):
-            self.places[variable] = self.tuples[value.tuple_value][value.index]
+            self.places[variable] = self._part(value)
         elif isinstance(value, relax.Call):
             self._call(variable, value)
         else:
@@ -161,7 +161,7 @@ class _Planner:
             try:
                 made = operators.operator(self.module[symbol], self.machine)
             except operators.ForeignCallError as error:
-                self._refuse(symbol, f"calls {error} of TVM's runtime")
+                self._refuse(symbol, f"TVM's code for it needs {error}")
                 return
             names = [f"{symbol}_{i}" for i in range(len(made.nests))]
             self.lowered[symbol] = (made, names)
@@ -182,6 +182,10 @@ class _Planner:
 
     def _refuse(self, op: str, reason: str) -> None:
         self.bad.append(Unsupported(op, op.removeprefix("relax."), reason, _REMEDY))
+
+    def _part(self, value: Any) -> At:
+        parts = self.tuples.get(value.tuple_value)
+        return parts[value.index] if parts else At("constants", 0)  # of what was refused
 
     # Memory.
 
