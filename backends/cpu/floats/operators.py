@@ -216,7 +216,10 @@ def _split(body: Any) -> tuple[list[Any], list[Any]]:
 
 
 def _refuse_foreign(function: Any) -> None:
-    found = sorted(set(_FOREIGN.findall(function.script())))
+    text = function.script()
+    if "elem_offset" in text:
+        raise ForeignCallError("memory in a way that only TVM's runtime can give")
+    found = sorted(set(_FOREIGN.findall(text)))
     if found:
         raise ForeignCallError(f"function {', '.join(found)}")
 
