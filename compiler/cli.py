@@ -371,7 +371,9 @@ def cli() -> None:
 @click.option("--float", "is_float", is_flag=True, help="Compute in float32 on the CPU target; nothing is quantized.")
 @_json_option
 @_common
-def compile_command(model: Path, output: Path, no_verify: bool, is_float: bool, as_json: bool, **options: object) -> int:
+def compile_command(
+    model: Path, output: Path, no_verify: bool, is_float: bool, as_json: bool, **options: object
+) -> int:
     """Compile MODEL (.onnx) into an artefact folder, and verify it in simulation.
 
     \b

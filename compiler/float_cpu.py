@@ -1,4 +1,4 @@
-"""Float networks on processors: all of a network with `--float`, or what surrounds the integer layers of a CPU target."""
+"""Float networks on processors: all of a network with `--float`, or what surrounds a CPU target's integer layers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ FLOAT = "float"
 TOLERANCE = 1e-4
 """Largest difference from onnxruntime, relative to the largest value of an output."""
 VERIFIED = 2
-_REMEDY = "compile without it: take the node out of the network, or replace it by operators of the list in `edgec targets`"
+_REMEDY = "take the node out of the network, or replace it by operators that TVM imports, or run it in onnxruntime"
 
 
 def program_of(model: ir.Model, machine: Machine) -> Program:
@@ -70,7 +70,8 @@ def _unknown(proto: onnx.ModelProto, known: frozenset[str]) -> list[Unsupported]
     found = []
     for node in proto.graph.node:
         if node.domain not in ("", "ai.onnx"):
-            found.append(Unsupported(node.name, f"{node.domain}.{node.op_type}", "TVM imports no custom domain", _REMEDY))
+            op = f"{node.domain}.{node.op_type}"
+            found.append(Unsupported(node.name, op, "TVM imports no custom domain", _REMEDY))
         elif node.op_type not in known and node.op_type != "Constant":
             found.append(Unsupported(node.name, node.op_type, "TVM imports no such operator", _REMEDY))
     return found

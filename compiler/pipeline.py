@@ -9,7 +9,20 @@ from pathlib import Path
 import onnx_ir as ir
 
 from backends.base import DoesNotFitError
-from compiler import artefact, calibration, container, costs, cpu, doctor, float_cpu, quality, simulation, stored, targets
+from backends.cpu import backend as cpu_backend
+from compiler import (
+    artefact,
+    calibration,
+    container,
+    costs,
+    cpu,
+    doctor,
+    float_cpu,
+    quality,
+    simulation,
+    stored,
+    targets,
+)
 from compiler.artefact import Manifest, Preprocessing
 from compiler.calibration import ImageOptions, Samples
 from compiler.compression import CompressOptions, compress_network, read_parts
@@ -122,7 +135,7 @@ def compile(path: Path, destination: Path, options: CompileOptions, progress: Pr
         plan = target.plan(network.lowered.graph)
         plan.build(folder)
         report = describe(network, target, plan, options, progress)
-        if isinstance(target, targets.Cpu):
+        if isinstance(target, targets.Cpu) and cpu_backend.is_shared(target.machine):
             compiled = float_cpu.write_parts(folder / artefact.CPU, network.lowered, target.machine)
             report = replace(report, float_nodes=compiled)
         if options.verify and target.is_hardware:

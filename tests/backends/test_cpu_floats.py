@@ -114,6 +114,27 @@ def canonical(path: Path) -> onnx.ModelProto:
     return ir.serde.serialize_model(import_model(path).model)
 
 
+def test_arguments_need_no_more_alignment_than_their_type(tmp_path: Path) -> None:
+    model = float_networks.others()
+    library.write(program_of(model, backend.machine(None)), "net", tmp_path)
+    loaded = library.load(tmp_path)
+    given = samples(model)
+    expected = loaded.run(given)
+    got = {tensor.name: moved(np.empty(tensor.shape, np.float32)) for tensor in loaded.outputs}
+    loaded.infer([moved(given[tensor.name]) for tensor in loaded.inputs], list(got.values()))
+    loaded.close()
+    assert all(np.array_equal(got[name], want) for name, want in expected.items())
+
+
+def moved(array: np.ndarray) -> np.ndarray:
+    """A copy that begins 4 bytes behind a multiple of 64."""
+    space = np.empty(array.size + 32, np.float32)
+    start = (-(space.ctypes.data // 4) % 16) + 1
+    copy = space[start : start + array.size].reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
 @pytest.mark.parametrize("name", ["digits_cnn", "digits_mlp"])
 def test_bundled_networks_agree_with_onnxruntime(name: str, tmp_path: Path) -> None:
     examples = Path(__file__).parents[2] / "examples"

@@ -1,4 +1,4 @@
-"""Networks that put the float kernels to every test at once: one branch for each case, so that one compile does for all."""
+"""Networks with one branch for each case of the float kernels, so that one compile tests them all."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Float networks on processors: import by TVM, fp32 convolutions, GEMM and pools of our own, everything else by TVM's operators."""
+"""Float networks on processors: kernels of our own where speed is, TVM's operators for everything else."""

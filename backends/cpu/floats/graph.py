@@ -1,6 +1,7 @@
-"""An imported network with our own kernels in it: convolutions, GEMM and pools become calls, maps between them stay [n, y, x, c].
+"""An imported network with our own kernels in it; maps between them stay [n, y, x, c].
 
-A convolution is held back as long as its consumer can still go into it: a bias, a second map that is added, bounds.
+Convolutions, GEMM and pools become calls. A convolution is held back as long as its consumer can still go into it: a
+bias, a second map that is added, bounds.
 """
 
 from __future__ import annotations
@@ -28,14 +29,18 @@ _MOST_TAPS = 16
 """Kernel columns beyond which a padded copy costs less than code for the ends of rows."""
 
 _UNARY = frozenset(
-    f"relax.{name}"
-    for name in (
-        "abs acos acosh asin asinh astype atan atanh ceil clip cos cosh erf exp floor log negative nn.gelu nn.gelu_tanh "
-        "nn.leakyrelu nn.relu nn.silu nn.softplus round rsqrt sigmoid sign sin sinh sqrt square tan tanh"
-    ).split()
+    "relax." + name
+    for names in (
+        ["abs", "acos", "acosh", "asin", "asinh", "astype", "atan", "atanh", "ceil", "clip", "cos", "cosh", "erf"],
+        ["exp", "floor", "log", "negative", "round", "rsqrt", "sigmoid", "sign", "sin", "sinh", "sqrt", "square"],
+        ["tan", "tanh", "nn.gelu", "nn.gelu_tanh", "nn.leakyrelu", "nn.relu", "nn.silu", "nn.softplus"],
+    )
+    for name in names
 )
-_BINARY = frozenset(f"relax.{name}" for name in "add divide maximum minimum multiply power subtract".split())
-_MOVES = frozenset(f"relax.{name}" for name in "expand_dims permute_dims reshape squeeze".split())
+_BINARY = frozenset(
+    "relax." + name for name in ("add", "divide", "maximum", "minimum", "multiply", "power", "subtract")
+)
+_MOVES = frozenset("relax." + name for name in ("expand_dims", "permute_dims", "reshape", "squeeze"))
 _FOLDS: dict[str, Any] = {
     "relax.add": np.add,
     "relax.subtract": np.subtract,
@@ -118,7 +123,7 @@ class _Network:
         value = self._emitted(expr)
         if value.plain is None:
             made = value.pixels
-            n, h, w, c = shape_of(made)
+            n, h, w, c = sized(made)
             if h * w > 1 and c > 1:
                 made = self.builder.emit(relax.op.permute_dims(made, [0, 3, 1, 2]))
             if shape_of(made) != shape_of(expr):
@@ -138,7 +143,7 @@ class _Network:
             return _const(_to_pixels(constant, 4))
         value = self._emitted(expr)
         if value.pixels is None:
-            n, c, *size = shape_of(expr)
+            n, c, *size = sized(expr)
             h, w = size if len(size) == 2 else (1, size[0])
             made = value.plain
             if h * w > 1 and c > 1:
@@ -207,17 +212,19 @@ class _Network:
             return array.reshape(shape)
         if name not in _FOLDS:
             return None
-        arrays = [self.array(a) for a in call.args]
-        if any(a is None for a in arrays):
+        arrays = [array for array in map(self.array, call.args) if array is not None]
+        if len(arrays) != len(call.args):
             return None
         if name == "relax.take":
-            found = np.take(arrays[0], arrays[1], None if call.attrs.axis is None else int(call.attrs.axis), mode="wrap")
+            axis = None if call.attrs.axis is None else int(call.attrs.axis)
+            found = np.take(arrays[0], arrays[1], axis, mode="wrap")
         else:
             found = _FOLDS[name](*arrays)
         return found.astype(_dtype(variable)).reshape(shape)
 
     def _general(self, call: Any) -> Any:
-        if isinstance(call, relax.Call) and getattr(call.op, "name", "") == "relax.take" and call.attrs.axis is not None:
+        name = getattr(call.op, "name", "") if isinstance(call, relax.Call) else ""
+        if name == "relax.take" and call.attrs.axis is not None:
             source, indices = (self.plain(a) for a in call.args)  # "fast", the importer's mode, reads anywhere
             return relax.op.take(source, indices, int(call.attrs.axis), "clip")
         if isinstance(call, relax.Call):
@@ -263,9 +270,9 @@ class _Network:
         pads = _pads(attrs.padding, flat)
         weights = weights[:, :, None] if flat else weights
         groups, kernel = int(attrs.groups), (weights.shape[2], weights.shape[3])
-        n, channels, *size = shape_of(call.args[0])
+        n, channels, *size = sized(call.args[0])
         height, width = size if not flat else (1, size[0])
-        _, outputs, *out = shape_of(variable)
+        _, outputs, *out = sized(variable)
         rows, columns = out if not flat else (1, out[0])
         is_depthwise = groups == channels == outputs
         if kernel[1] > _MOST_TAPS and (pads[1] or pads[3]):
@@ -278,7 +285,7 @@ class _Network:
         else:
             source, given = _dense(height, width, channels), self.pixels(call.args[0])
         window = Window((height, width), kernel, strides, dilations, (pads[0], pads[1]))
-        shape, logical = (n, rows, columns, outputs), shape_of(variable)
+        shape, logical = (n, rows, columns, outputs), sized(variable)
         bias = np.zeros(outputs, np.float32)
         if is_depthwise:
             pixels = packing.depthwise_pixels(self.machine, columns)
@@ -316,7 +323,7 @@ class _Network:
         packed = weights.reshape(depth, outputs).T[:, :, None, None]
         bias = np.zeros(outputs, np.float32)
         source = self.plain(call.args[0])
-        return _Value(held=_Held(kernel, source, packed, bias, (lines, outputs), shape_of(variable)))
+        return _Value(held=_Held(kernel, source, packed, bias, (lines, outputs), sized(variable)))
 
     def _absorbed(self, name: str, call: Any, variable: Any) -> _Value | None:
         """An addition that goes into the convolution before it."""
@@ -342,12 +349,14 @@ class _Network:
         held = self._held(call.args[0])
         if held is None:
             return None
-        low, high = 0.0, None
+        low: float | None = 0.0
+        high: float | None = None
         if name == "relax.clip":
             low, high = (_number(a) for a in call.args[1:3])
             if low is None or high is None:
                 return None
-            low, high = (v if abs(v) < np.finfo(np.float32).max else None for v in (low, high))
+            most = float(np.finfo(np.float32).max)
+            low, high = (v if abs(v) < most else None for v in (low, high))
         kernel = replace(held.kernel, finish=replace(held.kernel.finish, low=low, high=high))
         return self._take(call.args[0], replace(held, kernel=kernel, is_open=False))
 
@@ -375,8 +384,8 @@ class _Network:
     def _pooled(
         self, kind: Any, given: Any, variable: Any, kernel: Any, strides: Any, dilations: Any, pads: Any, counts: bool
     ) -> _Value:
-        n, channels, height, width = shape_of(given)
-        _, _, rows, columns = shape_of(variable)
+        n, channels, height, width = sized(given)
+        _, _, rows, columns = sized(variable)
         window = Window((height, width), kernel, strides, dilations, (pads[0], pads[1]))
         padded = (height + pads[0] + pads[2], width + pads[1] + pads[3])
         made = Pool(kind, n, rows, columns, channels, window, counts, padded, self.machine.lanes)
@@ -384,7 +393,7 @@ class _Network:
 
     def _global_pool(self, call: Any, variable: Any) -> _Value | None:
         shape = shape_of(call.args[0])
-        if shape is None or shape_of(variable)[2:] != (1, 1) or call.attrs.layout != "NCHW":
+        if shape is None or sized(variable)[2:] != (1, 1) or call.attrs.layout != "NCHW":
             return None
         size = shape[2:]
         return self._pooled("average", call.args[0], variable, size, size, (1, 1), (0, 0, 0, 0), False)
@@ -395,9 +404,10 @@ class _Network:
             return None
         if not self.has_pixels(call.args[0]):
             return None
-        n, channels, *size = shape
-        window = Window(tuple(size), tuple(size), (1, 1), (1, 1), (0, 0))
-        made = Pool("average", n, 1, 1, channels, window, False, tuple(size), self.machine.lanes)
+        n, channels, height, width = shape
+        size = (height, width)
+        window = Window(size, size, (1, 1), (1, 1), (0, 0))
+        made = Pool("average", n, 1, 1, channels, window, False, size, self.machine.lanes)
         pixels = self._call(self._name(made), [self.pixels(call.args[0])], (n, 1, 1, channels))
         if call.attrs.keepdims:
             return _Value(pixels=pixels)
@@ -406,7 +416,7 @@ class _Network:
     # What is the same in every layout.
 
     def _elementwise(self, name: str, call: Any, variable: Any) -> _Value | None:
-        shape = shape_of(variable)
+        shape = sized(variable)
         tensors = list(call.args) if name in _BINARY else [call.args[0]]
         if len(shape) not in (3, 4) or not any(self.has_pixels(t) for t in tensors):
             return None
@@ -426,8 +436,8 @@ class _Network:
         parts = call.args[0]
         if not isinstance(parts, relax.Tuple) or call.attrs.axis is None:
             return None
-        shapes = [shape_of(p) for p in parts.fields]
-        if any(s is None or len(s) != 4 for s in shapes) or int(call.attrs.axis) % 4 != 1:
+        shapes = [shape_of(p) or () for p in parts.fields]
+        if any(len(s) != 4 for s in shapes) or int(call.attrs.axis) % 4 != 1:
             return None
         if not all(self.has_pixels(p) for p in parts.fields):
             return None
@@ -451,10 +461,11 @@ def network(module: Any, machine: Machine) -> Networked:
     uses: dict[Any, int] = {}
 
     def count(expr: Any) -> None:
-        if isinstance(expr, relax.Var):
-            uses[expr] = uses.get(expr, 0) + 1
+        for operand in _operands(expr):
+            if isinstance(operand, relax.Var):
+                uses[operand] = uses.get(operand, 0) + 1
 
-    relax.analysis.post_order_visit(main.body, lambda e: [count(a) for a in _operands(e)])
+    relax.analysis.post_order_visit(main.body, count)
     builder = relax.BlockBuilder()
     walk = _Network(machine, builder, uses)
     for name, function in module.functions.items():  # operators that the importer has already made TIR of
@@ -488,6 +499,13 @@ def _operands(expr: Any) -> Sequence[Any]:
 def _const(array: Array) -> Any:
     """Of the array's own type, which TVM takes from Python's for a scalar."""
     return relax.const(np.array(array, order="C"), str(array.dtype))
+
+
+def sized(expr: Any) -> tuple[int, ...]:
+    """Static shape of a tensor that is known to have one."""
+    shape = shape_of(expr)
+    assert shape is not None
+    return shape
 
 
 def shape_of(expr: Any) -> tuple[int, ...] | None:

@@ -1,8 +1,8 @@
 """The float32 kernels, each a frozen description that writes its own TIR; equal descriptions share one function.
 
-A function is `void k(input, second, output, weights, bias, begin, end)` and does its units `begin` to `end`. Outputs are
-stored [n, y, x, channel] without gaps. No kernel copies its input into a padded one: taps that lie outside are left out,
-by the limits of the loop over kernel rows, and by tiles at both ends of a row that are written out for themselves.
+A function is `void k(input, second, output, weights, bias, begin, end)` and does its units `begin` to `end`. Outputs
+are stored [n, y, x, channel] without gaps. No kernel copies its input into a padded one: taps that lie outside are left
+out, by the limits of the loop over kernel rows, and by tiles at both ends of a row that are written for themselves.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from backends.cpu.tir import Expr, Writer
 
 _FEW = 8
 """Loops over kernel columns up to this many turns are written out."""
+_Range = tuple[Expr, ...]
 _LOWEST = -3.4028234663852886e38
 
 
@@ -119,8 +120,10 @@ class _Frame:
 
 def _frame(name: str, machine: Machine) -> _Frame:
     w = Writer(name, machine.index)
-    pointers = [w.pointer(role, "float32") for role in ("input", "second", "output", "weights", "bias")]
-    return _Frame(w, *pointers, w.integer("begin"), w.integer("end"))
+    source, second, output, weights, bias = (
+        w.pointer(role, "float32") for role in ("input", "second", "output", "weights", "bias")
+    )
+    return _Frame(w, source, second, output, weights, bias, w.integer("begin"), w.integer("end"))
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,8 @@ def _each_tile(w: Writer, columns: int, pixels: int, window: Window) -> Iterator
 class Conv:
     """Convolution, and GEMM as the convolution of one pixel: tiles of `pixels` x `vectors` accumulators.
 
-    Weights: for each group and each block of `vectors` vectors [tap y][tap x][channel][vector][lane]; bias: [group][lane].
+    Weights: for each group and each block of `vectors` vectors [tap y][tap x][channel][vector][lane]; bias: [group]
+    [vector][lane].
 
     Attributes:
         images, rows, columns: Of the output.
@@ -437,15 +441,20 @@ class Pool:
                 left = w.let(x * window.strides[1] - window.pads[1])
                 origin = w.let((top * window.size[1] + left) * self.channels)
                 target = w.let((line * self.columns + x) * self.channels)
-                across(
-                    w,
-                    self.channels,
-                    self.lanes,
-                    lambda c, n, o=origin, t=target, r=rows, q=columns, s=scale: self._one(f, o + c, t + c, r, q, s, n),
-                )
+                self._channels(f, origin, target, rows, columns, scale)
         return f.w.function()
 
-    def _scale(self, y: Expr, x: Expr, rows: tuple[Expr, ...], columns: tuple[Expr, ...]) -> Expr:
+    def _channels(
+        self, f: _Frame, origin: Expr, target: Expr, rows: _Range, columns: _Range, scale: Expr
+    ) -> None:
+        """One output position."""
+
+        def some(c: Expr, lanes: int) -> None:
+            self._one(f, origin + c, target + c, rows, columns, scale, lanes)
+
+        across(f.w, self.channels, self.lanes, some)
+
+    def _scale(self, y: Expr, x: Expr, rows: _Range, columns: _Range) -> Expr:
         window = self.window
         if self.counts_pads:
             inside = Window(self.padded, window.kernel, window.strides, window.dilations, (0, 0))
@@ -456,7 +465,7 @@ class Pool:
         return tir.constant(1, "float32") / tir.cast(count, "float32")
 
     def _one(
-        self, f: _Frame, origin: Expr, target: Expr, rows: tuple[Expr, ...], columns: tuple[Expr, ...], scale: Expr, n: int
+        self, f: _Frame, origin: Expr, target: Expr, rows: _Range, columns: _Range, scale: Expr, n: int
     ) -> None:
         w, window = f.w, self.window
         acc = w.local(n, "float32")

@@ -80,7 +80,8 @@ def read_facts(folder: Path) -> dict[str, Any]:
 def _source(plan: Program, prefix: str) -> str:
     """The steps as C, in the table that threads.c runs."""
     used = {call.function: len(call.arguments) for call in plan.calls}
-    functions, rows = [], []
+    functions: list[str] = []
+    rows: list[str] = []
     for call in plan.calls:
         pointers = ", ".join(_pointer(plan, at) for at in call.arguments)
         functions.append(_step(len(rows), prefix, [f"    SHARE({prefix}_{call.function}, {call.units}, {pointers});"]))

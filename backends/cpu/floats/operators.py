@@ -98,7 +98,7 @@ def operator(function: Any, machine: Machine) -> Operator:
     _refuse_foreign(flat)
     head, statements = _split(flat.body)
     scratch = [s.buffer for s in head if isinstance(s, tirx.AllocBuffer)]
-    buffers = [*((p, i) for i, p in enumerate(flat.params)), *((b, len(flat.params) + i) for i, b in enumerate(scratch))]
+    buffers = [(buffer, index) for index, buffer in enumerate([*flat.params, *scratch])]
     for declared in head:
         if isinstance(declared, tirx.DeclBuffer):
             owner = declared.data.args[0]

@@ -1,4 +1,4 @@
-"""A network with our kernels in it becomes steps: functions with their arguments, one arena and one block of constants."""
+"""A network with our kernels in it becomes functions with arguments, one arena and one block of constants."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ def make_plan(module: Any, machine: Machine, names: tuple[tuple[str, ...], tuple
     return _Planner(legal, made.kernels, machine).plan(names)
 
 
+_ALIGN = 64
+"""Bytes: a cache line, and the widest vector."""
 _SMALL, _MOST_CHUNKS = 200_000, 16
 
 
@@ -57,7 +59,7 @@ class _Constants:
         found = self.known.get(key)
         if found is not None and self.data[found : found + len(raw)] == raw:
             return found
-        self.data += bytes(-len(self.data) % memory.ALIGN)
+        self.data += bytes(-len(self.data) % _ALIGN)
         self.known[key] = len(self.data)
         self.data += raw
         return self.known[key]
@@ -92,11 +94,12 @@ class _Planner:
         outputs = tuple(_tensor(n, r) for n, r in zip(names[1], results, strict=True))
         finals = [self._at(r) for r in results]
         calls, copies = _to_outputs(self.calls, finals, outputs)
-        arena = memory.place(_lifetimes(calls, copies, self.sizes))
+        arena = memory.place(_lifetimes(calls, self.sizes), _ALIGN, _ALIGN)
         used = {call.function for call in calls}
         functions = {name: writer for name, writer in self.functions.items() if name in used}
+        data = bytes(self.constants.data)
         return Program(
-            self.machine, inputs, outputs, tuple(calls), tuple(copies), functions, arena, bytes(self.constants.data), self.macs
+            self.machine, inputs, outputs, tuple(calls), tuple(copies), functions, arena, data, self.macs
         )
 
     def _results(self, main: Any) -> list[Any]:
@@ -244,9 +247,7 @@ def _to_outputs(
     return changed, copies
 
 
-def _lifetimes(
-    calls: list[Call], copies: list[tuple[At, int, int]], sizes: Mapping[str, int]
-) -> dict[str, memory.Lifetime]:
+def _lifetimes(calls: list[Call], sizes: Mapping[str, int]) -> dict[str, memory.Lifetime]:
     spans: dict[str, tuple[int, int]] = {}
     for index, call in enumerate(calls):
         for place in call.arguments:
