@@ -6,7 +6,7 @@ where they run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -167,6 +167,12 @@ def reinterpret(value: Expr, dtype: str) -> Expr:
 def intrinsic(dtype: str, name: str, *arguments: Expr) -> Expr:
     """An LLVM intrinsic without side effects."""
     return tirx.call_llvm_pure_intrin(dtype, name, *arguments)
+
+
+def named(value: Expr, use: Callable[[Expr], Expr]) -> Expr:
+    """use(value), computed once."""
+    variable = tirx.Var("named", dtype_of(value))
+    return tirx.Let(variable, value, use(variable))
 
 
 def multiply_add(a: Expr, b: Expr, c: Expr) -> Expr:

@@ -13,7 +13,7 @@ from tvm.ir.expr import GenericConst
 
 from backends.base import Unsupported, UnsupportedOpError
 from backends.cpu import memory
-from backends.cpu.floats import graph, operators
+from backends.cpu.floats import elementary, graph, operators
 from backends.cpu.floats.graph import Kernel, shape_of
 from backends.cpu.floats.program import At, Call, Program, Tensor
 from backends.cpu.machine import Machine
@@ -32,6 +32,7 @@ def make_plan(module: Any, machine: Machine, names: tuple[tuple[str, ...], tuple
     Raises:
         UnsupportedOpError: Something needs TVM's runtime, or shapes that only a run knows.
     """
+    elementary.register()
     made = graph.network(module, machine)
     target = operators.target_of(machine)
     legal = operators.legalized(made.module, target)

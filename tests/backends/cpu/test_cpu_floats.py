@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import subprocess
 from pathlib import Path
 
@@ -110,6 +111,34 @@ def test_the_same_bytes_at_every_compile_and_the_same_numbers_with_any_threads(t
 
 def canonical(path: Path) -> onnx.ModelProto:
     return ir.serde.serialize_model(import_model(path).model)
+
+
+@pytest.mark.parametrize("cpu", ["native", "haswell"])
+def test_elementary_functions_are_near_and_keep_what_is_no_number(cpu: str, tmp_path: Path) -> None:
+    functions = {
+        "Exp": np.exp,
+        "Erf": np.vectorize(math.erf),
+        "Tanh": np.tanh,
+        "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
+    }
+    odd = np.array([0, -0.0, 1e-30, -1e-7, 88.7, 88.8, 1e30, np.inf, -87.3, -100, -1e30, -np.inf, np.nan, 4, -4, 9])
+    x = np.concatenate([odd, np.linspace(-20, 20, 48 - len(odd) + 960)]).astype(np.float32)
+    nodes = [helper.make_node(op, ["x"], [op], name=op) for op in functions]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, len(x)]) for name in ("x", *functions)]
+    graph = helper.make_graph(nodes, "net", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    library.write(program_of(model, backend.machine(cpu)), "net", tmp_path)
+    loaded = library.load(tmp_path)
+    got = loaded.run({"x": x[None]})
+    loaded.close()
+    with np.errstate(all="ignore"):
+        for op, function in functions.items():
+            want = function(x.astype(np.float64)).astype(np.float32)
+            scale = np.abs(want) if op == "Exp" else np.ones_like(want)
+            np.testing.assert_array_equal(np.isnan(got[op][0]), np.isnan(want))
+            np.testing.assert_array_equal(np.isinf(got[op][0]), np.isinf(want))
+            near = np.isfinite(want)
+            assert np.max(np.abs(got[op][0] - want)[near] - 6e-7 * scale[near]) <= 1e-37, op
 
 
 def test_arguments_need_no_more_alignment_than_their_type(tmp_path: Path) -> None:
