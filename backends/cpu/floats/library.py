@@ -114,10 +114,17 @@ def _source(plan: Program, prefix: str) -> str:
         f"enum {{ STEPS = 0, STEPS_END = {len(rows)} }};",
         "enum { ENTER, ENTER_END = ENTER, ENTER_FLOAT = ENTER, ENTER_FLOAT_END = ENTER };",
         "enum { LEAVE, LEAVE_END = LEAVE, LEAVE_FLOAT = LEAVE, LEAVE_FLOAT_END = LEAVE };",
+        f"enum {{ INPUTS = {len(plan.inputs)} }};",
+        f"static const int input_sizes[] = {{{', '.join(str(_floats(t)) for t in plan.inputs)}, 0}};",
         f"#define ARENA_BYTES {max(plan.arena.size, 64)}",
         f"#define NAME(function) {prefix}_##function",
         "",
     ])  # fmt: skip
+
+
+def _floats(tensor: Tensor) -> int:
+    """Elements that may be no number."""
+    return tensor.bytes // 4 if tensor.dtype == "float32" else 0
 
 
 def _step(number: int, prefix: str, body: list[str]) -> str:
@@ -158,7 +165,8 @@ extern "C" {{
 /* A network with its memory and threads; NULL if there is no memory. One inference at a time. */
 void *{prefix}_open(int threads);
 void {prefix}_close(void *network);
-void {prefix}_infer_float(void *network, const float *const *in, float *const *out);
+/* 0, or 1 where an input has a value that is not a number. */
+int {prefix}_infer_float(void *network, const float *const *in, float *const *out);
 #ifdef __cplusplus
 }}
 #endif
@@ -194,7 +202,7 @@ class FloatLibrary:
         self._close.argtypes = [ctypes.c_void_p]
         self._infer = getattr(library, f"{prefix}_infer_float")
         self._infer.argtypes = [ctypes.c_void_p] * 3
-        self._infer.restype = None
+        self._infer.restype = ctypes.c_int
         self._context = self._open(threads)
         if not self._context:
             raise MemoryError(f"{path.name} found no memory for its maps")
@@ -218,5 +226,10 @@ class FloatLibrary:
         return {tensor.name: array for tensor, array in zip(self.outputs, made, strict=True)}
 
     def infer(self, inputs: list[NDArray[Any]], outputs: list[NDArray[Any]]) -> None:
-        """Into given C-contiguous arrays, in the network's order."""
-        self._infer(self._context, shared.pointers(inputs), shared.pointers(outputs))
+        """Into given C-contiguous arrays, in the network's order.
+
+        Raises:
+            ValueError: An input has a value that is not a number.
+        """
+        if self._infer(self._context, shared.pointers(inputs), shared.pointers(outputs)):
+            raise ValueError("an input has a value that is not a number")

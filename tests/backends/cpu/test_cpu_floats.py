@@ -121,17 +121,25 @@ def test_elementary_functions_are_near_and_keep_what_is_no_number(cpu: str, tmp_
         "Tanh": np.tanh,
         "Sigmoid": lambda x: 1 / (1 + np.exp(-x)),
     }
-    odd = np.array([0, -0.0, 1e-30, -1e-7, 88.7, 88.8, 1e30, np.inf, -87.3, -100, -1e30, -np.inf, np.nan, 4, -4, 9])
+    odd = np.array([0, -0.0, 1e-30, -1e-7, 88.7, 88.8, 1e30, np.inf, -87.3, -100, -1e30, -np.inf, 4, -4, 9])
     x = np.concatenate([odd, np.linspace(-20, 20, 48 - len(odd) + 960)]).astype(np.float32)
-    nodes = [helper.make_node(op, ["x"], [op], name=op) for op in functions]
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, len(x)]) for name in ("x", *functions)]
-    graph = helper.make_graph(nodes, "net", values[:1], values[1:])
+    ones = np.where(np.isinf(x), 0, 1).astype(np.float32)  # an infinity by 0 is no number, and made inside
+    ones[np.argmax(np.isinf(x))] = 1
+    nodes = [helper.make_node("Mul", ["x", "ones"], ["product"], name="product")]
+    nodes += [helper.make_node(op, ["product"], [op], name=op) for op in functions]
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, len(x)]) for name in ("x", "ones", *functions)]
+    graph = helper.make_graph(nodes, "net", values[:2], values[2:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
     library.write(program_of(model, backend.machine(cpu)), "net", tmp_path)
     loaded = library.load(tmp_path)
-    got = loaded.run({"x": x[None]})
+    got = loaded.run({"x": x[None], "ones": ones[None]})
+    with pytest.raises(ValueError, match="not a number"):
+        loaded.run({"x": np.full_like(x[None], np.nan), "ones": ones[None]})
     loaded.close()
     with np.errstate(all="ignore"):
+        x = x * ones
+        assert np.isnan(x).any()
+        assert np.isinf(x).any()
         for op, function in functions.items():
             want = function(x.astype(np.float64)).astype(np.float32)
             scale = np.abs(want) if op == "Exp" else np.ones_like(want)
