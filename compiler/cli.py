@@ -373,9 +373,12 @@ def cli() -> None:
 @_sample_options
 @_budget_options
 @click.option("--no-verify", is_flag=True, help="Do not simulate the result.")
+@click.option("--float", "is_float", is_flag=True, help="Compute in float32 on the CPU target; nothing is quantized.")
 @_json_option
 @_common
-def compile_command(model: Path, output: Path, no_verify: bool, as_json: bool, **options: object) -> int:
+def compile_command(
+    model: Path, output: Path, no_verify: bool, is_float: bool, as_json: bool, **options: object
+) -> int:
     """Compile MODEL (.onnx) into an artefact folder, and verify it in simulation.
 
     \b
@@ -386,6 +389,7 @@ def compile_command(model: Path, output: Path, no_verify: bool, as_json: bool, *
       edgec compile net.onnx --array 8x2 --memory 64K --no-verify -o out
       edgec compile net.onnx --target cpu --calib samples.npz -o out          a library for this processor
       edgec compile net.onnx --target cortex-m --mcpu cortex-m7 --ram 64K -o out
+      edgec compile net.onnx --target cpu --float -o out                      the same in float32
     """
     from compiler import pipeline, report
 
@@ -400,6 +404,7 @@ def compile_command(model: Path, output: Path, no_verify: bool, as_json: bool, *
         compression=compression,
         may_cut=may_cut,
         verify=not no_verify,
+        is_float=is_float,
     )
     with _progress() as progress:
         result = pipeline.compile(model, output, settings, progress)

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from backends.cpu import backend, emulation
+from backends.cpu.floats import library as float_library
 from backends.cpu.machine import Machine
 from backends.layers import LayerGraph
 from backends.reference import interpreter
@@ -26,6 +27,7 @@ from compiler.simulation import Maps, with_random
 from compiler.stored import Stored
 from passes.graph import constant, shape_of
 
+"""Folders of compiled float parts."""
 _SHOWN = 8
 
 
@@ -60,6 +62,13 @@ def verify(folder: Path, lowered: Lowered, samples: Maps, *, random: int) -> Ver
         cycles=0,
         differences=tuple(map(str, differences[:_SHOWN])),
     )
+
+
+def host_parts(lowered: Lowered) -> list[tuple[str, ir.Model | None]]:
+    """What the host runs before each entry and after the last, and the name of the folder of its compiled form."""
+    parts = [*(segment.host for segment in lowered.segments), lowered.tail]
+    names = [artefact.host_file(turn, len(lowered.segments)) for turn in range(len(parts))]
+    return [(Path(name).stem, part) for name, part in zip(names, parts, strict=True)]
 
 
 def bundles_of(folder: Path, lowered: Lowered) -> list[Path]:
@@ -100,7 +109,8 @@ class Session:
 
     Args:
         opened: An artefact.
-        threads: Of the kernels, and of what onnxruntime runs around them.
+        threads: Of the kernels, and of what runs around them.
+        is_exact: onnxruntime computes what surrounds the integer layers, as for the reference; not compiled float code.
 
     Attributes:
         shapes: Of each network input, with its batch axis of 1.
@@ -109,12 +119,14 @@ class Session:
         BundleError, WrongProcessorError: It cannot be loaded.
     """
 
-    def __init__(self, opened: Stored, *, threads: int = 1) -> None:
+    def __init__(self, opened: Stored, *, threads: int = 1, is_exact: bool = False) -> None:
         lowered = opened.lowered
         self.shapes = {str(v.name): shape_of(v) or () for v in opened.quantized.graph.inputs}
         self._names = [str(value.name) for value in opened.quantized.graph.outputs]
-        self._before = [_Part(segment.host, threads) for segment in lowered.segments]
-        self._tail = _Part(lowered.tail, threads)
+        bundle = opened.folder / artefact.CPU
+        *self._before, self._tail = (
+            _Part(part, threads, None if is_exact else bundle / name) for name, part in host_parts(lowered)
+        )
         self._entries = [
             _Entry(segment, backend.load(bundle, segment.graph, threads=threads), is_kept=self._is_kept(segment))
             for segment, bundle in zip(lowered.segments, bundles_of(opened.folder, lowered), strict=True)
@@ -130,6 +142,8 @@ class Session:
         """Stop its threads."""
         for entry in self._entries:
             entry.library.close()
+        for part in (*self._before, self._tail):
+            part.close()
 
     def run(self, samples: Mapping[str, NDArray[np.float32]]) -> Floats:
         """One sample; one call at a time.
@@ -204,24 +218,37 @@ class _Entry:
 
 
 class _Part:
-    """A float model beside the integers: arithmetic and layout in numpy, which gives the same bits, else onnxruntime.
+    """A float model beside the integers: arithmetic and layout in numpy, which gives the same bits, else as compiled,
+    else onnxruntime.
 
     Calling onnxruntime takes about as long as a small network.
     """
 
-    def __init__(self, model: ir.Model | None, threads: int) -> None:
+    def __init__(self, model: ir.Model | None, threads: int, compiled: Path | None = None) -> None:
         self.is_none = model is None
-        self._steps = None if model is None else _in_numpy(model)
+        self._steps = None if model is None else in_numpy(model)
         self.in_numpy = model is None or self._steps is not None
+        self._session = self._library = None
+        if model is not None and self._steps is None and compiled is not None and compiled.is_dir():
+            self._library = float_library.load(compiled, threads=threads)
+            return
         self._session = made = session(model, threads) if self._steps is None else None
         if made is not None:
             self._run = made.run
             self._fed = [node.name for node in made.get_inputs()]
             self._names = [node.name for node in made.get_outputs()]
 
+    def close(self) -> None:
+        """Stop its threads."""
+        if self._library is not None:
+            self._library.close()
+
     def run(self, values: Floats) -> None:
         """Add its outputs to `values`."""
         if self.is_none:
+            return
+        if self._library is not None:
+            values.update(self._library.run(values))
             return
         if self._steps is not None:
             for call in self._steps:
@@ -261,7 +288,7 @@ class _Part:
 _ARITHMETIC: dict[str, Callable[..., NDArray]] = {"Add": np.add, "Sub": np.subtract, "Mul": np.multiply}
 
 
-def _in_numpy(model: ir.Model) -> list[_Call] | None:
+def in_numpy(model: ir.Model) -> list[_Call] | None:
     """Its nodes in order, or None if there is one of another kind than arithmetic, Reshape and Transpose."""
     calls = []
     for node in model.graph:

@@ -8,15 +8,17 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 from rich.table import Table
 
-from compiler import artefact, calibration, cpu, quality, simulation, stored
+from compiler import artefact, calibration, cpu, float_cpu, quality, simulation, stored
 from compiler.artefact import ArtefactError
 from compiler.calibration import Samples
 from compiler.host import Inference, joined
 from compiler.report import AccuracyRow, VerifyFacts
 from compiler.stored import Stored
+from passes import statistics
 
 Progress = Callable[[str, int, int], None]
 Maps = dict[str, NDArray[np.int8]]
@@ -115,6 +117,8 @@ def run_file(
         BundleError, WrongProcessorError: The bundle cannot be loaded.
         HostError: The samples do not fit.
     """
+    if float_cpu.is_float(folder):
+        return _run_float(folder, file, output, limit=limit, threads=threads)
     opened = _open_cpu(folder)
     samples = _read(opened, file, limit)
     floats = {name: values.astype(np.float32) for name, values in samples.arrays.items()}
@@ -126,10 +130,10 @@ def run_file(
 
 
 def _on_cpu(
-    opened: Stored, floats: dict[str, NDArray[np.float32]], threads: int, progress: Progress
+    opened: Stored, floats: dict[str, NDArray[np.float32]], threads: int, progress: Progress, *, is_exact: bool = False
 ) -> dict[str, NDArray[np.float32]]:
     """The network's outputs, float32 [N, ...]."""
-    session = cpu.Session(opened, threads=threads)
+    session = cpu.Session(opened, threads=threads, is_exact=is_exact)
     total = len(next(iter(floats.values())))
     rows = []
     try:
@@ -139,6 +143,43 @@ def _on_cpu(
     finally:
         session.close()
     return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}
+
+
+def _run_float(folder: Path, file: Path, output: Path | None, *, limit: int | None, threads: int) -> RunResult:
+    """Likewise, where nothing is an integer."""
+    opened = float_cpu.open_float(folder)
+    samples = _read_for(opened.manifest, opened.model, file, limit)
+    results = float_cpu.run(folder / artefact.CPU, samples.arrays, threads=threads)
+    if output is not None:
+        _write_npz(output, results)
+    warnings = (*opened.warnings, *samples.warnings)
+    return RunResult(statistics.count(samples.arrays), tuple(results), warnings)
+
+
+def _verify_float(
+    folder: Path, *, limit: int, random: int, file: Path | None
+) -> tuple[VerifyFacts, tuple[str, ...]]:
+    """A float library against onnxruntime, on given or on random samples."""
+    opened = float_cpu.open_float(folder)
+    if file is None:
+        samples = calibration.synthetic_samples(opened.model, seed=1, count=max(1, random))
+        return float_cpu.verify(folder, opened.model, samples.arrays), opened.warnings
+    given = _read_for(opened.manifest, opened.model, file, limit)
+    return float_cpu.verify(folder, opened.model, given.arrays), (*opened.warnings, *given.warnings)
+
+
+def _evaluate_float(folder: Path, data: Path, limit: int | None) -> Evaluation:
+    """Float in onnxruntime, and as compiled."""
+    opened = float_cpu.open_float(folder)
+    samples = _read_for(opened.manifest, opened.model, data, limit)
+    answers = {
+        quality.FLOAT: quality.in_onnxruntime(opened.model, samples.arrays),
+        quality.CPU: float_cpu.run(folder / artefact.CPU, samples.arrays),
+    }
+    verdict = float_cpu.verify(folder, opened.model, samples.arrays)
+    rows = quality.compare(answers, samples.labels, "samples")
+    count = statistics.count(samples.arrays)
+    return Evaluation(count, rows, verdict.mismatches, False, (*opened.warnings, *samples.warnings))
 
 
 def _open_cpu(folder: Path) -> Stored:
@@ -154,6 +195,8 @@ def verify_folder(
     folder: Path, *, limit: int, random: int, file: Path | None, wave: Path | None, progress: Progress
 ) -> tuple[VerifyFacts, tuple[str, ...]]:
     """Hardware or CPU against reference on kept or given samples, and on random inputs; and warnings."""
+    if float_cpu.is_float(folder):
+        return _verify_float(folder, limit=limit, random=random, file=file)
     is_cpu = (folder / artefact.CPU).is_dir()
     opened = stored.open_artefact(folder) if is_cpu else _open_hardware(folder)
     warnings = opened.warnings
@@ -174,6 +217,8 @@ def verify_folder(
 
 def evaluate(folder: Path, data: Path, *, limit: int | None, rtl: bool, progress: Progress) -> Evaluation:
     """Float, quantized, reference and hardware on labelled samples."""
+    if float_cpu.is_float(folder):
+        return _evaluate_float(folder, data, limit)
     opened = stored.open_artefact(folder)
     rtl = rtl and (folder / artefact.RTL).is_file()
     samples = _read(opened, data, limit)
@@ -191,7 +236,7 @@ def evaluate(folder: Path, data: Path, *, limit: int | None, rtl: bool, progress
         differs = _differing(expected.tensors, got.tensors)
         answers[quality.RTL] = got.outputs
     if opened.manifest.target == "cpu":
-        answers[quality.CPU] = _on_cpu(opened, floats, 1, progress)
+        answers[quality.CPU] = _on_cpu(opened, floats, 1, progress, is_exact=True)
         wrong = [answers[quality.CPU][name] != answers[quality.REFERENCE][name] for name in answers[quality.CPU]]
         differs += sum(map(int, map(np.count_nonzero, wrong)))
     rows = quality.compare(answers, samples.labels, "samples")
@@ -231,9 +276,13 @@ def _open_hardware(folder: Path) -> Stored:
 
 def _read(opened: Stored, file: Path, limit: int | None) -> Samples:
     """Samples with the preprocessing of the compile."""
-    how = opened.manifest.preprocessing
+    return _read_for(opened.manifest, opened.quantized, file, limit)
+
+
+def _read_for(manifest: artefact.Manifest, model: ir.Model, file: Path, limit: int | None) -> Samples:
+    how = manifest.preprocessing
     samples = calibration.read_samples(
-        file, opened.quantized, scale=how.scale, mean=how.mean, image_options=how.images
+        file, model, scale=how.scale, mean=how.mean, image_options=how.images
     )
     if limit is None:
         return samples

@@ -10,7 +10,21 @@ from pathlib import Path
 import onnx_ir as ir
 
 from backends.base import DoesNotFitError, UnsupportedOpError
-from compiler import artefact, calibration, container, costs, cpu, doctor, quality, simulation, stored, targets, turns
+from backends.cpu import backend as cpu_backend
+from compiler import (
+    artefact,
+    calibration,
+    container,
+    costs,
+    cpu,
+    doctor,
+    float_cpu,
+    quality,
+    simulation,
+    stored,
+    targets,
+    turns,
+)
 from compiler.artefact import Manifest, Preprocessing
 from compiler.calibration import ImageOptions, Samples
 from compiler.compression import CompressOptions, compress_network, read_parts
@@ -57,6 +71,7 @@ class CompileOptions:
         verify: Simulate the result, or run it.
         mcpu: Processor of a CPU target, by LLVM's name; None is this one, or the target's usual one.
         ram, flash: Most bytes of a CPU target's maps, and of its code and constants.
+        is_float: Nothing becomes an integer; a CPU target computes in float32.
     """
 
     target: str = "fpga"
@@ -74,6 +89,7 @@ class CompileOptions:
     mcpu: str | None = None
     ram: int | None = None
     flash: int | None = None
+    is_float: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +121,8 @@ def compile(path: Path, destination: Path, options: CompileOptions, progress: Pr
     Raises:
         ValueError, RuntimeError: One of the classes in compiler.cli.EXIT_CODES, with its remedy as a note.
     """
+    if options.is_float:
+        return float_cpu.compile_float(path, destination, options, progress)
     artefact.check_destination(destination)
     target = targets.make(options)
     if options.compression is not None:
@@ -124,6 +142,9 @@ def compile(path: Path, destination: Path, options: CompileOptions, progress: Pr
         plan = target.plan([segment.graph for segment in network.lowered.segments])
         plan.build(folder, turns.order(network.lowered))
         report = describe(network, target, plan, options, progress)
+        if isinstance(target, targets.Cpu) and cpu_backend.is_shared(target.machine):
+            compiled = float_cpu.write_parts(folder / artefact.CPU, network.lowered, target.machine)
+            report = replace(report, float_nodes=compiled)
         if options.verify and target.is_hardware:
             few = {name: values[:SHORT_SAMPLES] for name, values in inputs.items()}
             verdict = simulation.verify(folder, network.lowered.graph, few, random=SHORT_RANDOM, progress=progress)
@@ -173,7 +194,7 @@ def prepare(path: Path, options: CompileOptions, progress: Progress, *, is_check
         imported = _without_dead_channels(import_model(path, options.input_shapes), options)
         if options.compression is not None and not is_check:
             return _compressed(imported, options, options.compression, progress)
-        samples = _samples(imported.model, options, progress, is_check)
+        samples = samples_of(imported.model, options, progress, is_check=is_check)
         config = _QUICK if is_check else QuantizeConfig()
         quantized, report, lowered, _ = _integers(imported.model, samples, config, options, progress)
     except ValueError as error:
@@ -240,7 +261,10 @@ def _without_dead_channels(imported: Imported, options: CompileOptions) -> Impor
     return replace(imported, reports=(*imported.reports, *reports))
 
 
-def _samples(model: ir.Model, options: CompileOptions, progress: Progress, is_check: bool) -> Samples:
+def samples_of(
+    model: ir.Model, options: CompileOptions, progress: Progress, *, is_check: bool = False
+) -> Samples:
+    """The given samples, or synthetic ones."""
     if options.calibration is None or is_check:
         return calibration.synthetic_samples(model, seed=0, count=1 if is_check else 16)
     return calibration.read_calibration(

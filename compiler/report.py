@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -181,6 +182,7 @@ class VerifyFacts:
         cycle_mismatches: Instructions that took another time than the schedule says.
         cycles: Measured, of one inference.
         differences: The first few, as sentences.
+        tolerance: Largest difference relative to an output's largest value, for floats; 0 where equality is asked for.
     """
 
     inputs: int
@@ -192,6 +194,7 @@ class VerifyFacts:
     cycle_mismatches: int
     cycles: int
     differences: tuple[str, ...] = ()
+    tolerance: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -239,6 +242,7 @@ class CompileReport:
         segments: What runs where, in the order of execution.
         host_macs: Dense multiply-accumulates of one inference on the host.
         footprint: Bytes of a CPU target by what they hold; empty for hardware.
+        float_nodes: Name to operator of nodes that a CPU target computes in float32, compiled.
     """
 
     edgec: str
@@ -262,6 +266,7 @@ class CompileReport:
     missed: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     footprint: Mapping[str, int] = field(default_factory=dict)
+    float_nodes: Mapping[str, str] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
     segments: tuple[SegmentRow, ...] = ()
     host_macs: int = 0
@@ -324,7 +329,8 @@ def utilisation(macs: int, cycles: int | None, macs_per_cycle: int | None) -> fl
 
 def show(report: CompileReport, console: Console) -> None:
     """Print the report as tables."""
-    console.print(_layer_table(report))
+    if report.layers:
+        console.print(_layer_table(report))
     console.print(_summary(report))
     for node in report.host_nodes:
         told = f"{node.name} ({node.op}): {node.reason}"
@@ -390,6 +396,9 @@ def summary(report: CompileReport) -> list[tuple[str, str]]:
     if report.footprint:
         parts = (f"{name.removesuffix('_bytes')} {size:,}" for name, size in report.footprint.items())
         lines.append(("bytes", ", ".join(parts)))
+    if report.float_nodes:
+        counted = Counter(report.float_nodes.values()).most_common()
+        lines.append(("in float", ", ".join(f"{count} {op}" for op, count in counted)))
     if report.memory:
         lines.append(("memory", ", ".join(f"{m.memory} {percent(m.used / m.available)}" for m in report.memory)))
     for metric in dict.fromkeys(row.metric for row in report.accuracy):
@@ -419,6 +428,10 @@ def verdict(verify: VerifyFacts | None) -> str:
     """One sentence."""
     if verify is None:
         return "no (not simulated)"
+    if verify.tolerance:
+        differs = f"{verify.mismatches:,} of " if verify.mismatches else ""
+        how = "differ from" if verify.mismatches else "agree with"
+        return f"{differs}{verify.elements:,} output elements {how} onnxruntime, tolerance {verify.tolerance:g}"
     if verify.passed and not verify.instructions:
         return f"{verify.elements:,} elements of {verify.inputs} inputs equal to the reference"
     if verify.passed:

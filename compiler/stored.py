@@ -56,7 +56,7 @@ class Stored:
 
     def float_model(self) -> ir.Model:
         """The network before quantization."""
-        return _read(self.folder / artefact.FLOAT)
+        return read_model(self.folder / artefact.FLOAT)
 
 
 def serialized(model: ir.Model) -> bytes:
@@ -100,7 +100,7 @@ def open_artefact(folder: Path) -> Stored:
         error.add_note(f"remedy: run its {artefact.MODEL} in onnxruntime, or compile that file")
         raise error
     warnings = tuple(f"{folder / name} is not as compile wrote it" for name in artefact.altered_files(folder, manifest))
-    quantized = _read(folder / artefact.MODEL)
+    quantized = read_model(folder / artefact.MODEL)
     lowered = lower(quantized, partition(quantized))
     return Stored(folder, manifest, quantized, lowered, host_of(lowered, quantized), warnings)
 
@@ -117,7 +117,12 @@ def read_report(folder: Path) -> dict:
         raise damaged(f"{folder / artefact.REPORT_JSON} cannot be read: {error}") from error
 
 
-def _read(path: Path) -> ir.Model:
+def read_model(path: Path) -> ir.Model:
+    """An ONNX file of an artefact.
+
+    Raises:
+        ArtefactError: It is missing or damaged.
+    """
     try:
         return ir.serde.deserialize_model(onnx.ModelProto.FromString(path.read_bytes()))
     except Exception as error:

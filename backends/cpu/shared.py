@@ -18,7 +18,7 @@ from backends.cpu.plan import Plan, Trace
 from backends.layers import Tensor
 
 _OPTIONS = ("-O2", "-g0", "-s", "-fPIC", "-std=c11", "-D_GNU_SOURCE", "-fno-sanitize=undefined")
-_ZIG_TRIPLES = {"x86_64-unknown-linux-gnu": "x86_64-linux-gnu.2.17", "aarch64-linux-gnu": "aarch64-linux-gnu.2.17"}
+ZIG_TRIPLES = {"x86_64-unknown-linux-gnu": "x86_64-linux-gnu.2.17", "aarch64-linux-gnu": "aarch64-linux-gnu.2.17"}
 
 
 def build(plan: Plan, name: str, folder: Path) -> Path:
@@ -33,7 +33,7 @@ def build(plan: Plan, name: str, folder: Path) -> Path:
     pool = (Path(__file__).parent / "threads.c").read_text()
     (folder / f"{prefix}.c").write_text(source + support(plan.machine, prefix) + pool)
     library = folder / f"lib{prefix}.so"
-    triple = _ZIG_TRIPLES[plan.machine.triple]
+    triple = ZIG_TRIPLES[plan.machine.triple]
     files = (f"{prefix}.c", "constants.S", "kernels.o")
     link.cc(triple, [*_OPTIONS, "-shared", "-Wl,--gc-sections", "-o", library, *files, "-lpthread"], folder)
     return library
@@ -132,11 +132,11 @@ class Library:
         self, path: Path, prefix: str, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], *, threads: int = 1
     ) -> None:
         self._inputs, self._outputs = inputs, outputs
-        library = _load(path)
+        library = loaded(path)
         missing = getattr(library, f"{prefix}_missing")
         missing.restype = ctypes.c_char_p
         if lacks := missing():
-            raise _wrong(f"{path.name} needs a processor with {lacks.decode()}, which this one has not")
+            raise wrong(f"{path.name} needs a processor with {lacks.decode()}, which this one has not")
         self._open = getattr(library, f"{prefix}_open")
         self._open.restype = ctypes.c_void_p
         self._close = getattr(library, f"{prefix}_close")
@@ -151,7 +151,7 @@ class Library:
         self._trace.argtypes = [ctypes.c_void_p] * 2 + [ctypes.c_int]
         self._trace.restype = ctypes.c_void_p
         self._arrays: list[list[NDArray]] = [[], []]
-        self._pointers: list[ctypes.Array] = [_pointers([])] * 2
+        self._pointers: list[ctypes.Array] = [pointers([])] * 2
         self._context = self._open(threads)
         if not self._context:
             raise MemoryError(f"{path.name} found no memory for its maps")
@@ -175,7 +175,7 @@ class Library:
 
     def trace(self, inputs: list[NDArray[np.int8]], where: Trace, tensor: Tensor, machine: Machine) -> NDArray[np.int8]:
         """int8 [C, H, W]: a layer's map as it is in memory after its step."""
-        arena = self._trace(self._context, _pointers(inputs), where.step)
+        arena = self._trace(self._context, pointers(inputs), where.step)
         channels, height, width = tensor.shape
         size = (height - 1) * where.row + (width - 1) * where.pixel + channels
         memory = (ctypes.c_uint8 * (size * machine.item_bytes)).from_address(arena + where.offset)
@@ -192,7 +192,7 @@ class Library:
         """
         for place, arrays in enumerate((inputs, outputs)):
             if not _same(self._arrays[place], arrays):  # most callers pass the same arrays again
-                self._arrays[place], self._pointers[place] = arrays, _pointers(arrays)
+                self._arrays[place], self._pointers[place] = arrays, pointers(arrays)
         if self._functions[inputs[0].dtype](self._context, *self._pointers):
             raise ValueError("an input has a value that is not a number")
 
@@ -201,19 +201,19 @@ def _same(known: list[NDArray], arrays: list[NDArray]) -> bool:
     return len(known) == len(arrays) and all(a is b for a, b in zip(known, arrays, strict=True))
 
 
-def _pointers(arrays: list[NDArray]) -> ctypes.Array:
+def pointers(arrays: list[NDArray]) -> ctypes.Array:
     """`__array_interface__` is several times faster than `.ctypes.data`: this is on the path of every inference."""
     return (ctypes.c_void_p * len(arrays))(*[array.__array_interface__["data"][0] for array in arrays])
 
 
-def _load(path: Path) -> ctypes.CDLL:
+def loaded(path: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(path))
     except OSError as error:
-        raise _wrong(f"{path.name} cannot be loaded on this {platform.machine()} machine: {error}") from error
+        raise wrong(f"{path.name} cannot be loaded on this {platform.machine()} machine: {error}") from error
 
 
-def _wrong(message: str) -> WrongProcessorError:
+def wrong(message: str) -> WrongProcessorError:
     error = WrongProcessorError(message)
     error.add_note("remedy: compile again here, or with --mcpu for this processor")
     return error

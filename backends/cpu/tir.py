@@ -6,7 +6,7 @@ where they run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -82,6 +82,13 @@ class Writer:
         limits = [tirx.IntImm(self._index, v) if isinstance(v, int) else v for v in (start, extent)]
         self._add(tirx.For(variable, *limits, tirx.ForKind.SERIAL, body))
 
+    @contextmanager
+    def when(self, condition: Expr) -> Iterator[None]:
+        """if (condition)."""
+        self._blocks.append([])
+        yield
+        self._add(tirx.IfThenElse(condition, _sequence(self._blocks.pop()), None))
+
     def unrolled(self, count: int, most: int) -> Iterator[Expr]:
         """Indices 0 to count - 1: written out if they are few, else one loop."""
         if count <= most:
@@ -98,7 +105,9 @@ class Writer:
         return buffer
 
     def let(self, value: Expr) -> Expr:
-        """Name a value."""
+        """Name a value; a number is its own name."""
+        if isinstance(value, int):
+            return value
         self._count += 1
         variable = tirx.Var(f"v{self._count}", dtype_of(value))
         self._add(tirx.Bind(variable, value))
@@ -116,6 +125,21 @@ class Writer:
 def load(buffer: Expr, index: Expr, lanes: int = 1) -> Expr:
     """buffer[index], or `lanes` neighbours as a vector."""
     return tirx.BufferLoad(buffer, [_span(index, lanes)])
+
+
+def load_part(buffer: Expr, index: Expr, lanes: int, count: int) -> Expr:
+    """The first `count` of `lanes` neighbours, 0 in the other lanes: nothing is read beyond them."""
+    if count == lanes:
+        return load(buffer, index, lanes)
+    pieces: list[Expr] = []
+    done = 0
+    for size in (32, 16, 8, 4, 2, 1):
+        if size <= count - done:
+            pieces.append(load(buffer, index + done, size))
+            done += size
+    pieces.append(constant(0, dtype_of(pieces[0]).partition("x")[0], lanes))  # TIR wants as many as come out
+    order = [*range(count), *[count] * (lanes - count)]
+    return tirx.Shuffle(pieces, [_index(lane) for lane in order])
 
 
 def constant(value: float, dtype: str, lanes: int = 1) -> Expr:
@@ -143,6 +167,27 @@ def reinterpret(value: Expr, dtype: str) -> Expr:
 def intrinsic(dtype: str, name: str, *arguments: Expr) -> Expr:
     """An LLVM intrinsic without side effects."""
     return tirx.call_llvm_pure_intrin(dtype, name, *arguments)
+
+
+def named(value: Expr, use: Callable[[Expr], Expr]) -> Expr:
+    """use(value), computed once."""
+    variable = tirx.Var("named", dtype_of(value))
+    return tirx.Let(variable, value, use(variable))
+
+
+def multiply_add(a: Expr, b: Expr, c: Expr) -> Expr:
+    """a * b + c, rounded once where the processor can."""
+    return intrinsic(dtype_of(c), "llvm.fmuladd", a, b, c)
+
+
+def quotient(a: Expr, b: int) -> Expr:
+    """Of integers that are not negative."""
+    return tirx.truncdiv(a, tirx.IntImm(dtype_of(a), b))
+
+
+def remainder(a: Expr, b: int) -> Expr:
+    """Of integers that are not negative."""
+    return tirx.truncmod(a, tirx.IntImm(dtype_of(a), b))
 
 
 def part(vector: Expr, first: int, count: int) -> Expr:

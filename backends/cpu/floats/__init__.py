@@ -1,0 +1,1 @@
+"""Float networks on processors: kernels of our own where speed is, TVM's operators for everything else."""
