@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from benchmarks.artefacts import Workshop
 from benchmarks.figures import Figure
 from benchmarks.studies import STUDIES, Compression, Study, compressed
-from passes.families import NAMES
+from passes.recipes.families import NAMES
 
 ROW = "families"
 HELPS = 1.005

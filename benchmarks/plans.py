@@ -18,8 +18,8 @@ from compiler.quality import in_onnxruntime
 from compiler.quantizable import quantizable
 from compiler.search import Search, Subject
 from passes import sensitivity, statistics
-from passes.families import LayerOption
 from passes.quantize import Calibrated, QuantizeConfig
+from passes.recipes.families import LayerOption
 from passes.remove_dead_channels import RemoveDeadChannels
 
 ROW = "plans"

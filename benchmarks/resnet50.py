@@ -23,7 +23,7 @@ from compiler.compression import onnx_file
 from compiler.importer import import_model
 from compiler.quantizable import quantizable
 from passes.quantize import Calibrated, QuantizeConfig
-from passes.recipes_uniform import Uniform
+from passes.recipes.uniform import Uniform
 from tests.support.light_models import light_model, with_batch_statistics
 
 ROW = "resnet50"

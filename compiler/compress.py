@@ -40,10 +40,10 @@ from compiler.version import VERSION
 from passes import graph as edit
 from passes import low_rank
 from passes.base import PassReport, run
-from passes.families import EXACT_SCALE_BITS, NAMES, stored_bits
 from passes.layer import Layer, layers
 from passes.low_rank import Split
 from passes.quantize import why_not
+from passes.recipes.families import EXACT_SCALE_BITS, NAMES, stored_bits
 from passes.remove_dead_channels import RemoveDeadChannels
 from passes.statistics import Progress
 from passes.statistics import run as run_model

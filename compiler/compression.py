@@ -31,21 +31,21 @@ from compiler.structure import Shaped, StructureSearch, split_network
 from compiler.targets import OptionError
 from passes import sensitivity, statistics
 from passes.base import PassReport
-from passes.compact import compact
 from passes.cones import CLAMPS
-from passes.families import NAMES as CODINGS
-from passes.families import LayerOption
 from passes.low_rank import Choice
 from passes.move_dequantize import SinkDequantize
 from passes.problem import Importance
 from passes.quantize import Calibrated, QuantizeConfig, Quantized
-from passes.recipes import Recipe
-from passes.recipes_coded import Codebook, Stochastic
-from passes.recipes_uniform import WIDE_BITS, Uniform
+from passes.recipes.base import Recipe
+from passes.recipes.coded import Codebook, Stochastic
+from passes.recipes.families import NAMES as CODINGS
+from passes.recipes.families import LayerOption
+from passes.recipes.uniform import WIDE_BITS, Uniform
 from passes.scales import ActivationConfig
 from passes.statistics import Progress, quantized_points, sqnr
-from passes.structured import emit
-from passes.weight_only import StoreWeights, WeightOnlyConfig
+from passes.storage.compact import compact
+from passes.storage.emit_structured import emit
+from passes.storage.weight_only import StoreWeights, WeightOnlyConfig
 
 FIXED_POINT, STOCHASTIC, CODEBOOK = "fixed-point", "stochastic", "codebook"
 INDEX_BITS = range(3, 6)

@@ -20,9 +20,9 @@ from compiler import model_file, opsets, qdq, qonnx
 from compiler.guess_shape import guess
 from compiler.model_file import ModelError, error
 from passes.base import PassReport, run
-from passes.clean import clean
+from passes.cleaning.clean import clean
+from passes.cleaning.infer_shapes import InferShapes
 from passes.graph import shape_of
-from passes.infer_shapes import InferShapes
 from passes.move_dequantize import HoistDequantize
 
 __all__ = ["Imported", "ModelError", "Source", "import_model", "load"]

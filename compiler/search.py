@@ -21,17 +21,17 @@ from compiler.quality import in_onnxruntime
 from passes import graph as edit
 from passes import low_rank
 from passes.budget import Option, Plan, choose, pareto, plan_of
-from passes.families import BIAS_BITS, NAMES, SCALE_BITS, LayerOption, options, stored_bits
 from passes.gram import Moments, collect_moments
-from passes.halves import importance_before
 from passes.layer import Layer, layers
 from passes.low_rank import Choice
 from passes.problem import Importance, problem_of
 from passes.quantize import Calibrated, Quantized
-from passes.recipes import Recipe
+from passes.recipes.base import Recipe
+from passes.recipes.families import BIAS_BITS, NAMES, SCALE_BITS, LayerOption, options, stored_bits
+from passes.recipes.halves import importance_before
 from passes.scales import WEIGHTED
 from passes.statistics import Arrays, Progress
-from passes.weight_only import StoreWeights, WeightOnlyConfig
+from passes.storage.weight_only import StoreWeights, WeightOnlyConfig
 
 TRIALS = 8
 """Plans that are carried out and measured, at most."""

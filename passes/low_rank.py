@@ -28,7 +28,7 @@ from passes.graph import (
     shape_of,
 )
 from passes.problem import Turned
-from passes.recipes import Problem
+from passes.recipes.base import Problem
 from passes.solvers import low_rank as solvers
 from passes.weights import is_canonical_gemm, weights_of
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from passes.gram import NOISE, Moments
 from passes.layer import Layer
-from passes.recipes import Problem
+from passes.recipes.base import Problem
 
 SHRINKAGE = 0.1
 """Share of the mean variance that is added to every input's: samples are not the world."""

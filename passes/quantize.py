@@ -22,7 +22,7 @@ from passes.equalize import MARK, Equalize, EqualizeConfig, equalizable
 from passes.layer import layers
 from passes.problem import Importance
 from passes.quantize_weights import quantize_weights
-from passes.recipes import Recipe
+from passes.recipes.base import Recipe
 from passes.reconstruct import Aim, Answers, Reconstruct, ReconstructConfig, Responses
 from passes.scales import (
     MANTISSA_BITS,

@@ -16,8 +16,8 @@ from passes.gram import Gatherer, Means, Moments
 from passes.layer import Layer, layers
 from passes.problem import SHRINKAGE, Importance, optimism, problem_of
 from passes.quantize_weights import WEIGHT_MAX, bias_codes, dead_channels, fitted, nearest_codes
-from passes.recipes import AsFound, Coded, Problem, Recipe, RecipeError
-from passes.recipes_uniform import WIDE_BITS, Uniform
+from passes.recipes.base import AsFound, Coded, Problem, Recipe, RecipeError
+from passes.recipes.uniform import WIDE_BITS, Uniform
 from passes.scale_grid import STEPS_PER_OCTAVE
 from passes.scales import Scale
 from passes.spill import Rows, Store

@@ -29,7 +29,7 @@ def test_hardware_and_passes_load_without_the_rest() -> None:
     """What they stand on is all they import, at run time too."""
     for package, forbidden in (
         ("hw.accelerator", ("onnx", "onnxruntime", "click")),
-        ("passes.clean", ("amaranth", "click")),
+        ("passes.cleaning.clean", ("amaranth", "click")),
     ):
         code = f"import sys, {package}; print([m for m in {forbidden!r} if m in sys.modules])"
         ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

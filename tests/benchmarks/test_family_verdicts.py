@@ -6,7 +6,7 @@ import pytest
 from benchmarks import families
 from benchmarks.artefacts import Ran, Workshop
 from benchmarks.studies import Compression, Study
-from passes.families import NAMES
+from passes.recipes.families import NAMES
 
 GOOD = NAMES[0]
 

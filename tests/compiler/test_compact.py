@@ -20,7 +20,7 @@ from compiler.lowering import lower
 from compiler.partition import partition
 from compiler.pipeline import CompileOptions, Network, prepare
 from compiler.stored import serialized
-from passes.compact import compact
+from passes.storage.compact import compact
 from tests.support.onnx_models import assert_same_outputs, imported, model, node, random_feeds, save
 from tests.support.shared import shared
 

@@ -20,11 +20,11 @@ from compiler.compress import _families, compress
 from compiler.compression import Budget, Compressed, CompressOptions
 from compiler.importer import import_model
 from passes import graph as edit
-from passes.families import NAMES
 from passes.layer import layers
-from passes.recipes import Coded, Problem, RecipeError
-from passes.recipes_coded import Ternary
-from passes.recipes_uniform import Uniform
+from passes.recipes.base import Coded, Problem, RecipeError
+from passes.recipes.coded import Ternary
+from passes.recipes.families import NAMES
+from passes.recipes.uniform import Uniform
 from tests.support.canonical import normal
 from tests.support.onnx_models import model, node, save
 

@@ -27,7 +27,7 @@ from passes.low_rank import (
     window_of,
 )
 from passes.problem import Importance, turned
-from passes.recipes import Problem
+from passes.recipes.base import Problem
 from passes.statistics import run as run_all
 from tests.support.canonical import canonical, normal
 from tests.support.onnx_models import Array, node, ops, run

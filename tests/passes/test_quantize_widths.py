@@ -12,7 +12,7 @@ import pytest
 
 from passes import statistics
 from passes.quantize import QuantizeConfig, quantize_with
-from passes.recipes_uniform import Uniform, limit_of
+from passes.recipes.uniform import Uniform, limit_of
 from passes.scales import ActivationConfig
 from tests.support.canonical import canonical, every_node, normal
 from tests.support.onnx_models import Array, node, run

@@ -16,8 +16,8 @@ from passes.layer import Layer
 from passes.problem import Importance
 from passes.quantize import QuantizeConfig, Quantized, quantize, quantize_with
 from passes.quantize_weights import accumulator_fits
-from passes.recipes import Coded, Problem, Recipe, RecipeError
-from passes.recipes_uniform import Uniform
+from passes.recipes.base import Coded, Problem, Recipe, RecipeError
+from passes.recipes.uniform import Uniform
 from passes.reconstruct import _explained, _followed, _slope
 from passes.scale_grid import step_of
 from passes.scales import ActivationConfig

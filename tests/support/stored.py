@@ -11,8 +11,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from compiler.importer import import_model
-from passes.emit_storage import PROPERTY, emit
-from passes.storage import Storage
+from passes.storage.emit import PROPERTY, emit
+from passes.storage.forms import Storage
 from passes.weights import weights_of
 from tests.support.onnx_models import model, node
 

@@ -9,8 +9,8 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from passes.recipes import Coded, Problem, RecipeError
-from passes.recipes_uniform import SLOPE, RateDistortion
+from passes.recipes.base import Coded, Problem, RecipeError
+from passes.recipes.uniform import SLOPE, RateDistortion
 from passes.solvers import prune
 from passes.solvers.gptq import Rate, code_lengths, mse_scales
 from passes.solvers.obs import Trace, trace

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from passes import graph as edit
 from passes.graph import Array
-from passes.storage import Codebook, Narrow, Planes, Storage, Vector
+from passes.storage.forms import Codebook, Narrow, Planes, Storage, Vector
 from passes.weights import weights_of
 
 PROPERTY = "edgec.storage"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from passes.storage import Codebook, Narrow, Planes, Vector
+from passes.storage.forms import Codebook, Narrow, Planes, Vector
 
 
 def _indices(count: int, *shape: int) -> np.ndarray:

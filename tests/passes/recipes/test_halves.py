@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from passes import halves
-from passes.families import options
 from passes.low_rank import Window
 from passes.problem import Importance
-from passes.recipes import Problem
-from passes.recipes_uniform import RateDistortion
+from passes.recipes import halves
+from passes.recipes.base import Problem
+from passes.recipes.families import options
+from passes.recipes.uniform import RateDistortion
 
 ROWS, CHANNELS, KERNEL = 16, 6, (3, 3)
 TAPS = CHANNELS * 9

@@ -1,4 +1,4 @@
-"""ONNX expressions of circulant matrices and shared filters; importing this module makes `emit_storage.emit` know them.
+"""ONNX expressions of circulant matrices and shared filters; importing this module makes `storage.emit` know them.
 
 What they need of int8 (Gather, Concat, Neg, Transpose, Slice, Reshape) onnxruntime runs at every optimization level.
 """
@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from passes.emit_storage import Expression, emit, write
 from passes.graph import shape_of
 from passes.solvers.symmetry import FIRST_FLIPPED, LAST_FLIPPED, NEGATED, TRANSPOSED
-from passes.storage_structured import CirculantBlocks, SharedFilters
+from passes.storage.emit import Expression, emit, write
+from passes.storage.structured_forms import CirculantBlocks, SharedFilters
 
 __all__ = ["emit"]
 

@@ -14,13 +14,13 @@ from passes.graph import constant, operand
 from passes.layer import layers
 from passes.low_rank import EXACT, Choice, LowRank, Method, options, window_of
 from passes.quantize import quantize_with
-from passes.recipes import Problem
-from passes.recipes_structured import Circulant, Toeplitz, recognised
+from passes.recipes.base import Problem
+from passes.recipes.structured import Circulant, Toeplitz, recognised
 from passes.solvers.circulant import Blocks, toeplitz
 from passes.solvers.symmetry import oriented
 from passes.statistics import sqnr
-from passes.storage_structured import CirculantBlocks, SharedFilters
-from passes.structured import emit
+from passes.storage.emit_structured import emit
+from passes.storage.structured_forms import CirculantBlocks, SharedFilters
 from tests.support.canonical import canonical, every_node, normal
 from tests.support.onnx_models import node, run
 from tests.support.stored import check_stored, layer_of, quantized

@@ -11,8 +11,8 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from passes.emit_storage import emit
-from passes.storage import Codebook, Narrow, Planes, Storage, Vector
+from passes.storage.emit import emit
+from passes.storage.forms import Codebook, Narrow, Planes, Storage, Vector
 from tests.support.onnx_models import model, node
 from tests.support.stored import check_stored, layer_of, quantized
 

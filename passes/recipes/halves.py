@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from passes import low_rank
 from passes.low_rank import EXACT, Choice, Method, Window
 from passes.problem import Importance
-from passes.recipes import Problem
+from passes.recipes.base import Problem
 
 PROMISING = 0.97
 """A rank is measured where the estimate of its bytes is below this share of the whole layer's."""

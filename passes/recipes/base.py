@@ -69,7 +69,7 @@ class Coded:
 
     Attributes:
         codes: int32 [groups, rows, taps].
-        storage: How the codes are best stored: a value of passes.storage, or None for as they are.
+        storage: How the codes are best stored: a value of passes.storage.forms, or None for as they are.
     """
 
     codes: NDArray[np.int32]

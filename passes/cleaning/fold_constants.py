@@ -17,8 +17,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
 )
 
 from passes.base import Notes, Rewrite
+from passes.cleaning.infer_shapes import infer
 from passes.graph import Array, constant, graph_of, integer, is_op, new_initializer, shape_of
-from passes.infer_shapes import infer
 
 # onnxruntime has one class for each status code, with no base but Exception.
 _ORT_ERRORS = (Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeException)

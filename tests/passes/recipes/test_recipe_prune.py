@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from passes import recipes_prune
-from passes.recipes import Problem, Recipe, RecipeError
-from passes.recipes_prune import METHODS, Method, PruneAndRound, PruneByRate
-from passes.recipes_uniform import SLOPE, RateDistortion
+from passes.recipes import prune as recipes_prune
+from passes.recipes.base import Problem, Recipe, RecipeError
+from passes.recipes.prune import METHODS, Method, PruneAndRound, PruneByRate
+from passes.recipes.uniform import SLOPE, RateDistortion
 from passes.solvers import hessian
 from passes.solvers.gptq import mse_scales
 from passes.solvers.patterns import UNSTRUCTURED, Blocks, NofM, Pattern

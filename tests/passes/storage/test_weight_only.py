@@ -18,7 +18,7 @@ from onnx import helper, numpy_helper
 
 from compiler.importer import import_model
 from passes.graph import bypass
-from passes.weight_only import BITS, Fit, StoreWeights, WeightOnlyConfig, quantize_tensor
+from passes.storage.weight_only import BITS, Fit, StoreWeights, WeightOnlyConfig, quantize_tensor
 from tests.support.canonical import canonical, normal
 from tests.support.light_models import light_model
 from tests.support.onnx_models import Array, imported, node, random_feeds

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from passes.base import Notes, Rewrite
-from passes.fold_batchnorm import depthwise
+from passes.cleaning.fold_batchnorm import depthwise
 from passes.graph import (
     absorb,
     bypass,

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from passes import storage
-from passes.recipes import Coded, Problem, Recipe, RecipeError
-from passes.recipes_coded import Codebook, Planes, Stochastic, Ternary, Vector, integer_scales
-from passes.recipes_uniform import Uniform
+from passes.recipes.base import Coded, Problem, Recipe, RecipeError
+from passes.recipes.coded import Codebook, Planes, Stochastic, Ternary, Vector, integer_scales
+from passes.recipes.uniform import Uniform
 from passes.solvers.hessian import damped
+from passes.storage import forms as storage
 
 Array = NDArray[np.float64]
 

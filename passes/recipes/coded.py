@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from passes import storage
-from passes.recipes import Coded, Problem, RecipeError
-from passes.recipes_uniform import GPTQ_TAPS_MAX, SLOPE, limit_of, steady
+from passes.recipes.base import Coded, Problem, RecipeError
+from passes.recipes.uniform import GPTQ_TAPS_MAX, SLOPE, limit_of, steady
 from passes.solvers import codebook, planes, stochastic, ternary, vector
 from passes.solvers.codebook import Indices
 from passes.solvers.hessian import Matrix
+from passes.storage import forms as storage
 
 Stack = NDArray[np.float64]
 """float64 [groups, ...]."""

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from passes.coding.symbols import encode
-from passes.families import FINENESS, NAMES, RATE, _each, options, rate_options, stored_bits
 from passes.low_rank import Window
-from passes.recipes import AsFound, Problem
-from passes.recipes_coded import Codebook, Ternary, Vector
-from passes.recipes_structured import Circulant
-from passes.recipes_uniform import RateDistortion, Uniform
+from passes.recipes.base import AsFound, Problem
+from passes.recipes.coded import Codebook, Ternary, Vector
+from passes.recipes.families import FINENESS, NAMES, RATE, _each, options, rate_options, stored_bits
+from passes.recipes.structured import Circulant
+from passes.recipes.uniform import RateDistortion, Uniform
 
 ALONE = [name for name in NAMES if name != RATE]
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from passes.recipes import Coded, Problem, Recipe, RecipeError
-from passes.recipes_uniform import limit_of
+from passes.recipes.base import Coded, Problem, Recipe, RecipeError
+from passes.recipes.uniform import limit_of
 from passes.solvers import circulant, symmetry
 from passes.solvers.circulant import Blocks
 from passes.solvers.tied import Rows, rounded
-from passes.storage_structured import CirculantBlocks, SharedFilters
+from passes.storage.structured_forms import CirculantBlocks, SharedFilters
 
 PARAMETERS_MAX = 4096
 """Of a block row: its normal equations have the square of that."""

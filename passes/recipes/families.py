@@ -10,17 +10,18 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from passes import halves, storage
 from passes.coding.estimate import code_bits
 from passes.low_rank import Choice, Window
-from passes.recipes import AsFound, Problem, Recipe, RecipeError
-from passes.recipes_coded import Codebook, Planes, Stochastic, Ternary, Vector, integer_scales
-from passes.recipes_prune import PruneAndRound, PruneByRate
-from passes.recipes_structured import Circulant, Shared, Toeplitz, recognised
-from passes.recipes_uniform import RateDistortion, Uniform
+from passes.recipes import halves
+from passes.recipes.base import AsFound, Problem, Recipe, RecipeError
+from passes.recipes.coded import Codebook, Planes, Stochastic, Ternary, Vector, integer_scales
+from passes.recipes.prune import PruneAndRound, PruneByRate
+from passes.recipes.structured import Circulant, Shared, Toeplitz, recognised
+from passes.recipes.uniform import RateDistortion, Uniform
 from passes.scale_grid import STEPS_PER_OCTAVE
 from passes.solvers.patterns import UNSTRUCTURED, Blocks, NofM, Pattern
-from passes.storage_structured import CirculantBlocks, SharedFilters
+from passes.storage import forms as storage
+from passes.storage.structured_forms import CirculantBlocks, SharedFilters
 
 SCALE_BITS = 3
 """A channel's scale on the grid of 2**(1/4), entropy coded."""
@@ -407,7 +408,7 @@ def stored_bits(codes: NDArray[np.integer], form: object | None, kernel: tuple[i
 
     Args:
         codes: Of one layer, [..., taps].
-        form: A value of passes.storage, or None for as they are.
+        form: A value of passes.storage.forms, or None for as they are.
         kernel: Kernel sizes behind the input channels.
     """
     match form:

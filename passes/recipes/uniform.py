@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from passes.recipes import Coded, Problem
+from passes.recipes.base import Coded, Problem
 from passes.scale_grid import STEPS_PER_OCTAVE
 from passes.solvers.gptq import Rate, code_lengths, gptq, mse_scales, polish
 

@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from passes.recipes import Problem, Recipe, RecipeError
-from passes.recipes_structured import Circulant, Shared, Toeplitz, recognised
-from passes.recipes_uniform import Uniform
+from passes.recipes.base import Problem, Recipe, RecipeError
+from passes.recipes.structured import Circulant, Shared, Toeplitz, recognised
+from passes.recipes.uniform import Uniform
 from passes.solvers.circulant import Blocks, fitted, toeplitz
 from passes.solvers.symmetry import oriented
-from passes.storage_structured import CirculantBlocks, SharedFilters
+from passes.storage.structured_forms import CirculantBlocks, SharedFilters
 
 Tensor = NDArray[np.float64]
 

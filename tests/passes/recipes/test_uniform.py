@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from passes.families import entropy_bits
-from passes.recipes import Problem
-from passes.recipes_uniform import RateDistortion, Uniform, limit_of, steady
+from passes.recipes.base import Problem
+from passes.recipes.families import entropy_bits
+from passes.recipes.uniform import RateDistortion, Uniform, limit_of, steady
 from passes.scale_grid import STEPS_PER_OCTAVE
 from passes.solvers.hessian import damped
 

@@ -1,0 +1,1 @@
+"""The clean-up: what exporters write, in canonical form."""

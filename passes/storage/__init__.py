@@ -1,0 +1,1 @@
+"""Forms in which integers are stored in less, and the ONNX expressions that they are."""
