@@ -136,3 +136,21 @@ def test_random_networks_equal_the_reference(number: int, tmp_path: Path) -> Non
 @pytest.mark.parametrize("number", range(CASES, NIGHTLY_CASES))
 def test_many_random_networks_equal_the_reference(number: int, tmp_path: Path) -> None:
     _judge(number, tmp_path)
+
+
+ARM = [("arm64", "cortex-a72"), ("arm64", "cortex-a76"), ("armv7", None), ("cortex-m", "cortex-m4"),
+       ("cortex-m", "cortex-m55")]  # fmt: skip
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("target", "cpu"), ARM)
+@pytest.mark.parametrize("number", range(50))
+def test_random_networks_equal_the_reference_under_qemu(
+    number: int, target: str, cpu: str | None, tmp_path: Path
+) -> None:
+    drawn = case(number)
+    graph = drawn.lowered.graph
+    backend.write(make_plan(graph, backend.machine(cpu, target)), tmp_path)
+    inputs = {tensor.name: drawn.tensors[tensor.name][:3] for tensor in graph.inputs}
+    verdict = backend.compare_emulated(tmp_path, graph, inputs)
+    assert [str(difference) for difference in verdict.differences] == [], str(drawn)
