@@ -58,6 +58,31 @@ def threaded(plan: Plan, names: Names) -> str:
     ])  # fmt: skip
 
 
+def timed(plan: Plan, names: Names, steps: Sequence[Step]) -> str:
+    """`double <prefix>_time(int step, int count)`: seconds of this thread that so many runs of a step take."""
+    return "\n".join([
+        "#include <time.h>",
+        _top(plan, names),
+        "#define SHARE(kernel, in, second, out, weights, scales, units) \\",
+        "    kernel((in), (second), (out), (weights), (scales), 0, (units))",
+        *(_function(plan, names, step, index) for index, step in enumerate(steps)),
+        "typedef void step_function(unsigned char *, const void *const *, void *const *, int, int);",
+        f"static step_function *const steps[] = {{{', '.join(f'step_{index}' for index in range(len(steps)))}}};",
+        f"static unsigned char arena[{plan.arena.size}] __attribute__((aligned(64)));",
+        "static double now(void) {",
+        "    struct timespec t;",
+        "    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);",
+        "    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;",
+        "}",
+        f"double {names.prefix}_time(int step, int count) {{",
+        "    double start = now();",
+        "    for (int i = 0; i < count; i++) steps[step](arena, NULL, NULL, 0, 1);",
+        "    return now() - start;",
+        "}",
+        "",
+    ])  # fmt: skip
+
+
 def _function(plan: Plan, names: Names, step: Step, number: int) -> str:
     lines = [
         f"/* {step.layer.replace('*/', '')} */",

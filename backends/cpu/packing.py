@@ -128,16 +128,21 @@ def tile(machine: Machine, channels: int, columns: int, *, most_vectors: int = 8
     for vectors in range(1, min(count, most_vectors) + 1):
         most = (machine.registers - machine.registers // 8 - vectors) // vectors
         for pixels in range(1, min(columns, most, 16) + 1):
-            cost = sum(
-                _cost(p, v) * times * repeats
-                for p, times in ((pixels, columns // pixels), (columns % pixels, 1))
-                if p and times
-                for v, repeats in ((vectors, count // vectors), (count % vectors, 1))
-                if v and repeats
-            )
+            cost = row_cost(count, columns, pixels, vectors)
             if cost < best_cost:
                 best, best_cost = (pixels, vectors), cost
     return best
+
+
+def row_cost(count: int, columns: int, pixels: int, vectors: int) -> float:
+    """Of a row of `columns` pixels and `count` vectors, in cycles of each step, in tiles of `pixels` x `vectors`."""
+    return sum(
+        _cost(p, v) * times * repeats
+        for p, times in ((pixels, columns // pixels), (columns % pixels, 1))
+        if p and times
+        for v, repeats in ((vectors, count // vectors), (count % vectors, 1))
+        if v and repeats
+    )
 
 
 def _cost(pixels: int, vectors: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from backends import layers
 from backends.base import DoesNotFitError
-from backends.cpu import kernels, memory, packing
+from backends.cpu import kernels, memory, packing, tiles
 from backends.cpu.kernels import Bounds, Kernel, Map
 from backends.cpu.machine import Machine
+from backends.cpu.tiles import Tile, Tileable
 from backends.layers import LayerGraph, Pads, Tensor
 
 _CHUNK_WORK, _MOST_CHUNKS, _LEAST_SHARED = 16_000, 16, 48_000
@@ -64,6 +65,7 @@ class Call:
     Attributes:
         input, second, output: (buffer, offset in elements); "@0" is the caller's pointer 0.
         weights, scales, table: Offsets in the constants, in bytes; -1 where the kernel has none.
+        tiled: The layer's kernel with its default tile, and the tile that this call has; None where there is no choice.
     """
 
     kernel: Kernel
@@ -73,6 +75,7 @@ class Call:
     weights: int = -1
     scales: int = -1
     table: int = -1
+    tiled: tuple[Tileable, Tile] | None = None
 
 
 @dataclass(frozen=True)
@@ -158,15 +161,26 @@ class Plan:
             found[layer.name] = Trace(steps[layer.name], offset, place.map.row, place.map.pixel)
         return found
 
+    def tiles(self) -> dict[str, dict[Tileable, Tile]]:
+        """Of every layer that has a choice: kernel with its default tile to the tile in use (groups may differ)."""
+        chosen = {step.layer: dict(c.tiled for c in step.calls if c.tiled is not None) for step in self.steps}
+        return {layer: tiled for layer, tiled in chosen.items() if tiled}
+
     def float_kernels(self) -> set[Kernel]:
         """Those that only a call with floats needs."""
         floats = {call.kernel for step in (*self.enter_float, *self.leave_float) for call in step.calls}
         return floats - {call.kernel for step in (*self.enter, *self.steps, *self.leave) for call in step.calls}
 
 
-def make_plan(graph: LayerGraph, machine: Machine) -> Plan:
-    """Choose layouts, kernels and memory."""
-    return _Planner(graph, machine).plan()
+def make_plan(graph: LayerGraph, machine: Machine, chosen: Mapping[str, Tile] | None = None) -> Plan:
+    """Choose layouts, kernels and memory.
+
+    Args:
+        graph: Of the network.
+        machine: To plan for.
+        chosen: Shape of a layer (see `tiles.shape_of`) to its tile; others get the tile of the formula.
+    """
+    return _Planner(graph, machine, chosen or {}).plan()
 
 
 @dataclass
@@ -187,8 +201,8 @@ class _Constants:
 
 
 class _Planner:
-    def __init__(self, graph: LayerGraph, machine: Machine) -> None:
-        self.graph, self.machine, self.bias = graph, machine, machine.bias
+    def __init__(self, graph: LayerGraph, machine: Machine, chosen: Mapping[str, Tile]) -> None:
+        self.graph, self.machine, self.bias, self.chosen = graph, machine, machine.bias, chosen
         self.constants = _Constants(machine.align)
         self.weight_bytes = 0
         self.places: dict[str, Place] = {}
@@ -356,28 +370,37 @@ class _Planner:
             packed, table = thinned[0], self.constants.add(thinned[1])
             shape = packing.tile(self.machine, len(part.weights), width, most_vectors=1)
             kernel = kernels.SparseConv(**{**vars(kernel), "pixels": shape[0], "vectors": 1})
+        if width // shape[0] > 1 and layer.output.shape[1] > 1:  # one long row: tiles become the units
+            kernel = replace(kernel, by_channel=False)
+        tiled = self._tiled(kernel)
+        kernel = tiles.with_tile(*tiled)
         self.weight_bytes += packed.nbytes
         held = self.constants.add(packed), self.constants.add(packing.scales(self.machine, part)), table
         begin = target.origin + channel
-        full, rest = divmod(width, shape[0])
-        if height == 1 and full > 1 and layer.output.shape[1] > 1:  # one long row: tiles become the units
-            tiles = replace(
-                kernel, rows=full, columns=shape[0], step_row=shape[0] * step_column,
-                output=Map(shape[0] * output.pixel, output.pixel), by_channel=False,
+        full, rest = divmod(width, kernel.pixels)
+        if height == 1 and not kernel.by_channel:
+            rows = replace(
+                kernel, rows=full, columns=kernel.pixels, step_row=kernel.pixels * step_column,
+                output=Map(kernel.pixels * output.pixel, output.pixel),
             )  # fmt: skip
-            yield Call(tiles, (source.buffer, start), (target.buffer, begin), None, *held)
+            yield Call(rows, (source.buffer, start), (target.buffer, begin), None, *held, tiled)
             if rest:
-                last = replace(kernel, columns=rest, pixels=rest, by_channel=False)
-                done = full * shape[0]
+                last = replace(kernel, columns=rest, pixels=rest)
+                done = full * kernel.pixels
                 yield Call(
                     last,
                     (source.buffer, start + done * step_column),
                     (target.buffer, begin + done * output.pixel),
                     None,
                     *held,
+                    tiled,
                 )
             return
-        yield Call(kernel, (source.buffer, start), (target.buffer, begin), None, *held)
+        yield Call(kernel, (source.buffer, start), (target.buffer, begin), None, *held, tiled)
+
+    def _tiled(self, kernel: Tileable) -> tuple[Tileable, Tile]:
+        """The kernel as it is, and the tile that was chosen for its shape, or its own."""
+        return kernel, self.chosen.get(tiles.shape_of(kernel), tiles.tile_of(kernel))
 
     def _depthwise(self, layer: layers.Conv, source: Place, target: Place) -> Call:
         channels, height, width = layer.output.shape
@@ -400,12 +423,14 @@ class _Planner:
         )
         packed = packing.depthwise(self.machine, layer.weights)
         self.weight_bytes += packed.nbytes
+        tiled = self._tiled(kernel)
         return Call(
-            kernel,
+            tiles.with_tile(*tiled),
             (source.buffer, self._start(source, layer.pads)),
             _at(target),
             weights=self.constants.add(packed),
             scales=self.constants.add(packing.scales(self.machine, part)),
+            tiled=tiled,
         )
 
     # Pools.

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from backends.base import Tensors
 from backends.cpu import codegen, csource, link
+from backends.cpu.kernels import Kernel
 from backends.cpu.machine import CHECKED, Machine
 from backends.cpu.plan import Plan, Trace
 from backends.layers import Tensor
@@ -25,13 +26,18 @@ def build(plan: Plan, name: str, folder: Path) -> Path:
     """Write sources and the shared library of a network into a folder; the library."""
     prefix = prefix_of(name)
     kernels = plan.kernels()
+    source = csource.threaded(plan, csource.Names(prefix, kernels))
+    pool = (Path(__file__).parent / "threads.c").read_text()
+    return assemble(plan, kernels, prefix, source + support(plan.machine, prefix) + pool, folder)
+
+
+def assemble(plan: Plan, kernels: dict[Kernel, str], prefix: str, source: str, folder: Path) -> Path:
+    """Write and link kernels, a plan's constants and C; the library."""
     codegen.compile_kernels(kernels, plan.machine, f"{prefix}_", folder / "kernels.o")
     (folder / "constants.bin").write_bytes(plan.constants + bytes(64))
     (folder / "constants.S").write_text(constants_source(prefix, plan.constants))
     (folder / f"{prefix}.h").write_text(header(plan, prefix))
-    source = csource.threaded(plan, csource.Names(prefix, kernels))
-    pool = (Path(__file__).parent / "threads.c").read_text()
-    (folder / f"{prefix}.c").write_text(source + support(plan.machine, prefix) + pool)
+    (folder / f"{prefix}.c").write_text(source)
     library = folder / f"lib{prefix}.so"
     triple = ZIG_TRIPLES[plan.machine.triple]
     files = (f"{prefix}.c", "constants.S", "kernels.o")
