@@ -374,10 +374,17 @@ def cli() -> None:
 @_budget_options
 @click.option("--no-verify", is_flag=True, help="Do not simulate the result.")
 @click.option("--float", "is_float", is_flag=True, help="Compute in float32 on the CPU target; nothing is quantized.")
+@click.option(
+    "--tune",
+    type=click.IntRange(1, 256),
+    metavar="N",
+    help="Time up to N tile shapes for each distinct layer on this processor (--target cpu) and keep the fastest. The "
+    "results are the same. Measurements are kept in ~/.cache/edgec/tiles.",
+)
 @_json_option
 @_common
 def compile_command(
-    model: Path, output: Path, no_verify: bool, is_float: bool, as_json: bool, **options: object
+    model: Path, output: Path, no_verify: bool, is_float: bool, tune: int | None, as_json: bool, **options: object
 ) -> int:
     """Compile MODEL (.onnx) into an artefact folder, and verify it in simulation.
 
@@ -390,6 +397,7 @@ def compile_command(
       edgec compile net.onnx --target cpu --calib samples.npz -o out          a library for this processor
       edgec compile net.onnx --target cortex-m --mcpu cortex-m7 --ram 64K -o out
       edgec compile net.onnx --target cpu --float -o out                      the same in float32
+      edgec compile net.onnx --target cpu --tune 8 --calib samples.npz -o out
     """
     from compiler import pipeline, report
 
@@ -405,6 +413,7 @@ def compile_command(
         may_cut=may_cut,
         verify=not no_verify,
         is_float=is_float,
+        tune=tune or 0,
     )
     with _progress() as progress:
         result = pipeline.compile(model, output, settings, progress)

@@ -71,6 +71,7 @@ class CompileOptions:
         verify: Simulate the result, or run it.
         mcpu: Processor of a CPU target, by LLVM's name; None is this one, or the target's usual one.
         ram, flash: Most bytes of a CPU target's maps, and of its code and constants.
+        tune: Tiles that are timed for each layer shape of a CPU target; 0 keeps the default ones.
         is_float: Nothing becomes an integer; a CPU target computes in float32.
     """
 
@@ -89,6 +90,7 @@ class CompileOptions:
     mcpu: str | None = None
     ram: int | None = None
     flash: int | None = None
+    tune: int = 0
     is_float: bool = False
 
 
@@ -122,6 +124,10 @@ def compile(path: Path, destination: Path, options: CompileOptions, progress: Pr
         ValueError, RuntimeError: One of the classes in compiler.cli.EXIT_CODES, with its remedy as a note.
     """
     if options.is_float:
+        if options.tune:
+            error = OptionError("--tune: float kernels have no tiles to choose from")
+            error.add_note("remedy: leave out --tune or --float")
+            raise error
         return float_cpu.compile_float(path, destination, options, progress)
     artefact.check_destination(destination)
     target = targets.make(options)
@@ -138,10 +144,14 @@ def compile(path: Path, destination: Path, options: CompileOptions, progress: Pr
             packed = container.pack((folder / artefact.MODEL).read_bytes())
             (folder / artefact.PACKED).write_bytes(packed)
         inputs = stored.write_samples(folder, network.lowered, network.quantized, network.samples.arrays)
+        graphs, complaints = [segment.graph for segment in network.lowered.segments], tuple[str, ...]()
+        if isinstance(target, targets.Cpu):
+            target, complaints = target.tuned(graphs, progress)
         progress("build", 0, 0)
-        plan = target.plan([segment.graph for segment in network.lowered.segments])
+        plan = target.plan(graphs)
         plan.build(folder, turns.order(network.lowered))
         report = describe(network, target, plan, options, progress)
+        report = replace(report, warnings=(*report.warnings, *complaints))
         if isinstance(target, targets.Cpu) and cpu_backend.is_shared(target.machine):
             compiled = float_cpu.write_parts(folder / artefact.CPU, network.lowered, target.machine)
             report = replace(report, float_nodes=compiled)
@@ -320,6 +330,7 @@ def describe(
         passes=tuple(PassRow(p.name, len(p.changed), dict(p.skipped), dict(p.metrics)) for p in network.passes),
         missed=network.missed,
         footprint=plan.footprint,
+        tiles=plan.tiles,
         warnings=(*(() if is_check else samples.warnings), *_host_warnings(host_nodes, estimate.macs)),
         tools=doctor.tool_versions(),
         segments=turns.segment_rows(network.lowered, plan.steps, layers, program),
@@ -373,6 +384,7 @@ def _manifest(network: Network, report: CompileReport, options: CompileOptions) 
         "array": report.target.array,
         "dense": str(options.dense).lower(),
         **({"mcpu": report.target.config["mcpu"]} if "mcpu" in report.target.config else {}),
+        **({"tune": options.tune} if options.tune else {}),
         "calibration": report.calibration["source"],
         **(options.compression.facts() if options.compression else {}),
     }

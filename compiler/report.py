@@ -242,6 +242,7 @@ class CompileReport:
         segments: What runs where, in the order of execution.
         host_macs: Dense multiply-accumulates of one inference on the host.
         footprint: Bytes of a CPU target by what they hold; empty for hardware.
+        tiles: Layer to the tile of a CPU target's kernel, as pixels x vectors of channels, and the default if another.
         float_nodes: Name to operator of nodes that a CPU target computes in float32, compiled.
     """
 
@@ -266,6 +267,7 @@ class CompileReport:
     missed: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     footprint: Mapping[str, int] = field(default_factory=dict)
+    tiles: Mapping[str, str] = field(default_factory=dict)
     float_nodes: Mapping[str, str] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
     segments: tuple[SegmentRow, ...] = ()
@@ -396,9 +398,12 @@ def summary(report: CompileReport) -> list[tuple[str, str]]:
     if report.footprint:
         parts = (f"{name.removesuffix('_bytes')} {size:,}" for name, size in report.footprint.items())
         lines.append(("bytes", ", ".join(parts)))
+    if "tune" in report.target.config:
+        changed = sum("default" in tile for tile in report.tiles.values())
+        lines.append(("tuned", f"another tile than by default in {changed} of {counted(len(report.tiles), 'layer')}"))
     if report.float_nodes:
-        counted = Counter(report.float_nodes.values()).most_common()
-        lines.append(("in float", ", ".join(f"{count} {op}" for op, count in counted)))
+        kinds = Counter(report.float_nodes.values()).most_common()
+        lines.append(("in float", ", ".join(f"{count} {op}" for op, count in kinds)))
     if report.memory:
         lines.append(("memory", ", ".join(f"{m.memory} {percent(m.used / m.available)}" for m in report.memory)))
     for metric in dict.fromkeys(row.metric for row in report.accuracy):

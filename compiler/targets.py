@@ -11,7 +11,9 @@ from typing import Protocol
 from backends.base import Capabilities, DoesNotFitError, Estimate, raise_unsupported
 from backends.cpu import backend as cpu_backend
 from backends.cpu import plan as cpu_plan
+from backends.cpu import tuning
 from backends.cpu.machine import Machine
+from backends.cpu.tiles import Tile
 from backends.fpga import program as fpga_program
 from backends.fpga.backend import FpgaBackend
 from backends.fpga.emit import emit
@@ -22,6 +24,7 @@ from backends.layers import LayerGraph, macs
 from compiler import artefact, costs
 from compiler.costs import Step
 from compiler.report import TargetFacts
+from compiler.version import VERSION
 from hw.config import AcceleratorConfig, ConfigError, array_config
 from sim.program import Program
 
@@ -74,6 +77,8 @@ class Choices(Protocol):
     def ram(self) -> int | None: ...
     @property
     def flash(self) -> int | None: ...
+    @property
+    def tune(self) -> int: ...
 
 
 class Plan(Protocol):
@@ -97,6 +102,10 @@ class Plan(Protocol):
     @property
     def footprint(self) -> Mapping[str, int]:
         """Bytes of a CPU target by what they hold."""
+
+    @property
+    def tiles(self) -> Mapping[str, str]:
+        """Layer to the tile of a CPU target's kernel."""
 
     def build(self, folder: Path, order: Sequence[str]) -> None:
         """Write the target's files into an artefact.
@@ -143,6 +152,10 @@ def make(options: Choices) -> Target:
         OptionError: No such target or memory.
         ConfigError: An accelerator cannot have these parameters.
     """
+    if options.tune and options.target in NAMES and options.target not in cpu_backend.TARGETS:
+        error = OptionError(f"--tune: {options.target!r} has no kernels to time")
+        error.add_note("remedy: leave --tune out, or compile with --target cpu")
+        raise error
     if options.target == "fpga":
         try:
             return Fpga(_config(options), options.dense)
@@ -175,6 +188,10 @@ class ReferencePlan:
 
     @property
     def footprint(self) -> Mapping[str, int]:
+        return {}
+
+    @property
+    def tiles(self) -> Mapping[str, str]:
         return {}
 
     def program(self) -> None:
@@ -226,6 +243,10 @@ class CpuPlan:
     def footprint(self) -> Mapping[str, int]:
         return _added(map(cpu_backend.bytes_of, self.planned)) | self.written
 
+    @property
+    def tiles(self) -> Mapping[str, str]:
+        return {layer: tile for plan in self.planned for layer, tile in cpu_backend.tiles_of(plan).items()}
+
     def program(self) -> None:
         """None; checks the memory that is known before anything is built."""
         arena = sum(plan.arena.size for plan in self.planned)
@@ -273,26 +294,43 @@ def _added(sizes: Iterable[Mapping[str, int]]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Cpu:
-    """A processor."""
+    """A processor.
+
+    Attributes:
+        ram, flash: Most bytes.
+        tune: How many tiles are timed for each layer shape, by `tuned`; 0 without tuning.
+        tiles: Shape of a layer to its tile; others have the default.
+    """
 
     name: str
     machine: Machine
     ram: int | None = None
     flash: int | None = None
+    tune: int = 0
+    tiles: Mapping[str, Tile] = field(default_factory=dict)
     is_hardware: bool = False
     capabilities: Capabilities = INT8
 
     def facts(self) -> TargetFacts:
         machine = self.machine
         config = {"mcpu": machine.cpu, "triple": machine.triple, "dot": machine.dot.value, "lanes": machine.lanes}
-        return TargetFacts(self.name, config=config)
+        return TargetFacts(self.name, config=config | ({"tune": self.tune} if self.tune else {}))
+
+    def tuned(self, graphs: Sequence[LayerGraph], progress: tuning.Progress) -> tuple[Cpu, tuple[str, ...]]:
+        """With the tiles that are fastest on this processor, and warnings; itself without `tune`."""
+        if not self.tune:
+            return self, ()
+        self.check(graphs)
+        found = tuning.tune(graphs, self.machine, self.tune, VERSION, progress)
+        return replace(self, tiles=found.tiles), found.warnings
 
     def check(self, graphs: Sequence[LayerGraph]) -> None:
         raise_unsupported(cpu_backend.CpuBackend(self.machine), [layer for graph in graphs for layer in graph.layers])
 
     def plan(self, graphs: Sequence[LayerGraph]) -> CpuPlan:
         self.check(graphs)
-        return CpuPlan(tuple(cpu_plan.make_plan(graph, self.machine) for graph in graphs), self.ram, self.flash)
+        planned = tuple(cpu_plan.make_plan(graph, self.machine, self.tiles) for graph in graphs)
+        return CpuPlan(planned, self.ram, self.flash)
 
 
 def _cpu(options: Choices) -> Cpu:
@@ -303,7 +341,11 @@ def _cpu(options: Choices) -> Cpu:
         for note in getattr(refusal, "__notes__", ()):
             error.add_note(note)
         raise error from refusal
-    return Cpu(options.target, machine, options.ram, options.flash)
+    if options.tune and (why := tuning.why_not_here(machine)):
+        error = OptionError(f"--tune: {why}")
+        error.add_note("remedy: leave --tune out, or compile on the processor that the network is for")
+        raise error
+    return Cpu(options.target, machine, options.ram, options.flash, options.tune)
 
 
 @dataclass(frozen=True, eq=False)
@@ -333,6 +375,10 @@ class FpgaPlan:
 
     @property
     def footprint(self) -> Mapping[str, int]:
+        return {}
+
+    @property
+    def tiles(self) -> Mapping[str, str]:
         return {}
 
     def program(self) -> Program:

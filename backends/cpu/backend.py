@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.base import Build, Estimate, Tensors
-from backends.cpu import codegen, emulation, shared, static
+from backends.cpu import codegen, emulation, shared, static, tiles
 from backends.cpu.machine import CHECKED, Dot, Machine, arm, x86
 from backends.cpu.plan import Plan, Trace, make_plan
 from backends.cpu.shared import Library
@@ -118,9 +118,22 @@ def write(plan: Plan, folder: Path) -> dict[str, int]:
         "prefix": shared.prefix_of(name),
         "machine": asdict(plan.machine) | {"dot": plan.machine.dot.value},
         "bytes": found,
+        "tiles": tiles_of(plan),
         "traces": {layer: asdict(trace) for layer, trace in plan.traces().items()},
     }
     (folder / BUNDLE).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    return found
+
+
+def tiles_of(plan: Plan) -> dict[str, str]:
+    """Layer to its tile, as pixels x vectors of channels; what the formula would have taken where that is another."""
+    found = {}
+    for layer, tiled in plan.tiles().items():
+        texts = []
+        for kernel, tile in tiled.items():
+            usual = tiles.tile_of(kernel)
+            texts.append(str(tile) if tile == usual else f"{tile} (default {usual})")
+        found[layer] = ", ".join(dict.fromkeys(texts))
     return found
 
 

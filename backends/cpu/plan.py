@@ -372,7 +372,7 @@ class _Planner:
             kernel = kernels.SparseConv(**{**vars(kernel), "pixels": shape[0], "vectors": 1})
         if width // shape[0] > 1 and layer.output.shape[1] > 1:  # one long row: tiles become the units
             kernel = replace(kernel, by_channel=False)
-        tiled = self._tiled(kernel)
+        tiled = kernel, self._tile(kernel)
         kernel = tiles.with_tile(*tiled)
         self.weight_bytes += packed.nbytes
         held = self.constants.add(packed), self.constants.add(packing.scales(self.machine, part)), table
@@ -398,9 +398,9 @@ class _Planner:
             return
         yield Call(kernel, (source.buffer, start), (target.buffer, begin), None, *held, tiled)
 
-    def _tiled(self, kernel: Tileable) -> tuple[Tileable, Tile]:
-        """The kernel as it is, and the tile that was chosen for its shape, or its own."""
-        return kernel, self.chosen.get(tiles.shape_of(kernel), tiles.tile_of(kernel))
+    def _tile(self, kernel: Tileable) -> Tile:
+        """That was chosen for the kernel's shape, or its own."""
+        return self.chosen.get(tiles.shape_of(kernel), tiles.tile_of(kernel))
 
     def _depthwise(self, layer: layers.Conv, source: Place, target: Place) -> Call:
         channels, height, width = layer.output.shape
@@ -423,7 +423,7 @@ class _Planner:
         )
         packed = packing.depthwise(self.machine, layer.weights)
         self.weight_bytes += packed.nbytes
-        tiled = self._tiled(kernel)
+        tiled = kernel, self._tile(kernel)
         return Call(
             tiles.with_tile(*tiled),
             (source.buffer, self._start(source, layer.pads)),

@@ -1,4 +1,4 @@
-"""The tiles that a kernel could have: what is chosen by formula, and what may be tried instead. Results are the same."""
+"""The tiles that a kernel could have: by formula, and what may be tried instead. Results are the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tiles by the clock instead of by formula: a search for each distinct layer shape, on this processor, and its cache."""
+"""Tiles by the clock instead of by formula: a search for each distinct layer shape on this processor, and its cache."""
 
 from __future__ import annotations
 
@@ -86,7 +86,9 @@ def tune(graphs: Sequence[LayerGraph], machine: Machine, most: int, version: str
     for graph in graphs:
         plan = make_plan(graph, machine)
         shapes = {tiles.shape_of(kernel): kernel for own in plan.tiles().values() for kernel in own}
-        found |= {shape: known[shape] for shape, kernel in shapes.items() if _fits(known.get(shape), kernel, machine, most)}
+        for shape, kernel in shapes.items():
+            if (cached := known.get(shape)) and _fits(cached, kernel, machine, most):
+                found[shape] = cached
         missing = {shape: kernel for shape, kernel in shapes.items() if shape not in found}
         if missing:
             new = _search(plan, missing, most, progress)
@@ -95,10 +97,10 @@ def tune(graphs: Sequence[LayerGraph], machine: Machine, most: int, version: str
     return Tuned({s: f.tile for s, f in found.items()}, timed, len(found) - timed, tuple(dict.fromkeys(warnings)))
 
 
-def _fits(known: Found | None, kernel: Tileable, machine: Machine, most: int) -> bool:
+def _fits(known: Found, kernel: Tileable, machine: Machine, most: int) -> bool:
     """Whether a cached result is of a search that was as wide, and a tile that the kernel can have."""
     possible = tiles.candidates(kernel, machine)
-    return known is not None and known.candidates >= min(most, len(possible)) and known.tile in possible
+    return known.candidates >= min(most, len(possible)) and known.tile in possible
 
 
 # Measuring
@@ -180,8 +182,9 @@ def _ratios(clock: Clock, numbers: Sequence[int]) -> list[float]:
 
 
 class Cache:
-    """${EDGEC_CACHE:-~/.cache/edgec}/tiles: a file for each machine and version of edgec. Not to be trusted: a file that
-    is damaged counts as none, with a warning, and is written anew.
+    """${EDGEC_CACHE:-~/.cache/edgec}/tiles: a file for each machine and version of edgec.
+
+    A file that is damaged counts as none, with a warning, and is written anew.
     """
 
     def __init__(self, machine: Machine, version: str) -> None:

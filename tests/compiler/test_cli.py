@@ -40,7 +40,7 @@ BUDGETS = (
 ALWAYS = "--json -v --verbose --debug -h --help"
 HELP = {
     "compile": "-o --output --target --mcpu --ram --flash --array --memory --input-shape --shape --dense --no-host "
-    f"{SAMPLES} {BUDGETS} --no-verify --float {ALWAYS}",
+    f"{SAMPLES} {BUDGETS} --no-verify --float --tune {ALWAYS}",
     "compress": f"-o --output --input-shape --shape {SAMPLES} {BUDGETS} {ALWAYS}",
     "check": f"--target --mcpu --ram --flash --array --memory --input-shape --shape --dense --no-host {ALWAYS}",
     "simulate": f"--input --output --limit --wave {ALWAYS}",
