@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from click.testing import CliRunner
 
-from backends.cpu import backend
+from backends.cpu import backend, codegen
 from backends.cpu.plan import make_plan
+from compiler import cli
 from tests.support.cases import case
 from tests.support.edgec import ROOT, edgec
 
@@ -113,6 +115,45 @@ def test_unknown_processors_and_missing_tools_have_exit_codes(tmp_path: Path) ->
     assert (ran.code, "'z80'" in ran.stderr) == (2, True)
     ran = edgec("compile", MODEL, "--target", "arm64", "-o", tmp_path / "out", environment={"PATH": str(tmp_path)})
     assert (ran.code, "apt-get install qemu-user" in ran.stderr) == (6, True)
+
+
+def test_tuned_tiles_are_proven_told_and_kept(tmp_path: Path) -> None:
+    cache = {"EDGEC_CACHE": str(tmp_path / "cache")}
+    out = tmp_path / "out"
+    ran = edgec("compile", MODEL, "--target", "cpu", "--tune", "3", "-v", "-o", out, environment=cache)
+    assert ran.code == 0, ran.stderr
+    assert "\ntune\n" in ran.stderr
+    assert "equal to the reference" in ran.stdout
+    assert "another tile than by default in " in ran.stdout
+    tiles = json.loads((out / "cpu" / "bundle.json").read_text())["tiles"]
+    report = json.loads((out / "report.json").read_text())
+    assert (report["tiles"], report["target"]["config"]["tune"]) == (tiles, 3)
+    assert len(tiles) == 7
+    assert json.loads((out / "manifest.json").read_text())["options"]["tune"] == "3"
+    assert len(list((tmp_path / "cache" / "tiles").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ("--target arm64", "kernels for aarch64 cannot be timed on this x86_64 machine"),
+        ("--target armv7", "kernels for armv7l cannot be timed on this x86_64 machine"),
+        ("--target cortex-m", "kernels for thumbv7em cannot be timed on this x86_64 machine"),
+        ("--target cpu --mcpu znver4", "this processor lacks "),
+        ("--target fpga", "'fpga' has no kernels to time"),
+        ("--target reference", "'reference' has no kernels to time"),
+        ("--target cpu --float", "float kernels have no tiles to choose from"),
+    ],
+)
+def test_tuning_for_what_does_not_run_here_is_refused(
+    options: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codegen, "native_cpu", lambda: ("x86-64", frozenset[str]()))
+    command = ["compile", str(MODEL), *options.split(), "--tune", "4", "-o", str(tmp_path / "out")]
+    ran = CliRunner().invoke(cli.cli, command)
+    assert (ran.exit_code, f"--tune: {why}" in ran.stderr) == (2, True), ran.stderr
+    assert "remedy: leave " in ran.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def _judge(number: int, folder: Path) -> None:
