@@ -187,8 +187,7 @@ class _Entry:
 
     def __init__(self, segment: Segment, library: backend.Library, *, is_kept: bool) -> None:
         self.library, self._graph, self._outs = library, segment.graph, segment.outputs
-        cuts = {cut.tensor.name: cut for cut in segment.inputs}
-        self._ins = [(tensor.name, cuts.get(tensor.name)) for tensor in segment.graph.inputs]
+        self._cuts, self._ins = segment.inputs, [tensor.name for tensor in segment.graph.inputs]
         self._index = {tensor.name: i for i, tensor in enumerate(segment.graph.outputs)}
         self.makes_new = is_kept and any(cut.view.order is None for cut in segment.outputs)
         self._maps = self._new_maps()
@@ -202,10 +201,11 @@ class _Entry:
         }
 
     def run(self, values: Floats, maps: Floats) -> None:
-        """Add its values, and its maps by tensor name: a later entry may read one as it is."""
+        """Add its values, and the maps that it reads and gives by tensor name: a later entry may read one, too."""
         made = self._new_maps() if self.makes_new else self._maps
+        maps |= {cut.tensor.name: _map_of(cut, values) for cut in self._cuts}
         try:
-            self.library.infer([maps[name] if cut is None else _map_of(cut, values) for name, cut in self._ins], made)
+            self.library.infer([maps[name] for name in self._ins], made)
         except ValueError as error:
             raise HostError(str(error)) from error
         maps |= {name: made[index] for name, index in self._index.items()}

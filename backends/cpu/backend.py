@@ -28,8 +28,6 @@ class BundleError(ValueError):
 _X86 = "x86_64-unknown-linux-gnu"
 _ARM = {"arm64": ("aarch64-linux-gnu", "cortex-a72"), "armv7": ("armv7l-linux-gnueabihf", "cortex-a7")}
 _CORTEX_M = {
-    "cortex-m0": "thumbv6m-none-eabi",
-    "cortex-m0plus": "thumbv6m-none-eabi",
     "cortex-m3": "thumbv7m-none-eabi",
     "cortex-m4": "thumbv7em-none-eabihf",
     "cortex-m7": "thumbv7em-none-eabihf",

@@ -15,12 +15,16 @@ from backends.cpu.machine import Machine
 from backends.layers import LayerGraph
 
 _SECONDS = 120
-_BOARDS = {"cortex-m3": "mps2-an385", "cortex-m4": "mps2-an386", "cortex-m7": "mps2-an500", "cortex-m33": "mps2-an505",
-           "cortex-m55": "mps3-an547"}  # fmt: skip
+_BOARDS = {
+    "cortex-m3": "mps2-an385",
+    "cortex-m4": "mps2-an386",
+    "cortex-m7": "mps2-an500",
+    "cortex-m55": "mps3-an547",
+}
 
 
 class EmulatorMissingError(RuntimeError):
-    """qemu is not installed."""
+    """qemu is not installed, or has no such processor."""
 
 
 class EmulationError(RuntimeError):
@@ -36,14 +40,13 @@ def command(machine: Machine, program: Path) -> list[str]:
     """How to run a program.
 
     Raises:
-        EmulatorMissingError: With what to install.
-        EmulationError: qemu has no board with the processor.
+        EmulatorMissingError: With what to install; or qemu has no board with the processor.
     """
     if machine.is_linux:
         is_wide = machine.triple.startswith("aarch64")
         return [_found("qemu-aarch64" if is_wide else "qemu-arm", "qemu-user"), "-cpu", "max", str(program)]
     if machine.cpu not in _BOARDS:
-        raise EmulationError(f"qemu has no board with a {machine.cpu}; it has {', '.join(_BOARDS)}")
+        raise EmulatorMissingError(f"no board of qemu proves a {machine.cpu}; there are {', '.join(_BOARDS)}")
     board = ["-M", _BOARDS[machine.cpu], "-nographic", "-monitor", "none", "-serial", "none"]
     semihosting = ["-semihosting-config", "enable=on,target=native"]
     return [_found("qemu-system-arm", "qemu-system-arm"), *board, *semihosting, "-kernel", str(program)]

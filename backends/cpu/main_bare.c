@@ -77,7 +77,7 @@ static int work(void) {
 void reset(void) {
     for (uint32_t *p = &bss_start; p < &bss_end; p++) *p = 0;
     for (uint32_t *p = &data_start, *q = &data_source; p < &data_end; p++, q++) *p = *q;
-    *(volatile uint32_t *)0xE000ED88 |= 0xFu << 20; /* coprocessor access: the floating-point unit */
+    *(volatile uint32_t *)0xE000ED88 |= 0xFu << 20; /* access to the floating-point unit; nothing without one */
     __asm__ volatile("dsb\nisb");
     leave(work());
     stop();

@@ -266,3 +266,29 @@ def test_the_reference_target_is_cut_in_the_same_places(tmp_path: Path) -> None:
     assert [turn["on"] for turn in json.loads(ran.stdout)["segments"]] == ["accelerator", "host"] * 3
     assert edgec("eval", tmp_path / "out", "--data", data).code == 0
     assert edgec("simulate", tmp_path / "out", "--input", data).code == USAGE
+
+
+@pytest.mark.tvm
+def test_a_processor_enters_its_layers_several_times_too(tmp_path: Path) -> None:
+    graph, y = network()
+    path, data = write(tmp_path, graph.model(y))
+    out = tmp_path / "out"
+    made = edgec("compile", path, "--calib", data, "--target", "cpu", "-o", out)
+    assert made.code == 0, made.stderr
+    assert sorted(each.name for each in (out / layout.CPU).glob("entry*")) == ["entry0", "entry1", "entry2"]
+    ran = edgec("run", out, "--input", data, "--output", tmp_path / "y.npz")
+    assert ran.code == 0, ran.stderr
+    with np.load(data) as file:
+        samples = file["x"]
+    session = onnxruntime.InferenceSession(out / layout.FLOAT)
+    (output,) = session.get_outputs()
+    wanted = np.concatenate([session.run(None, {"x": x[None]})[0] for x in samples])
+    with np.load(tmp_path / "y.npz") as file:
+        got = file[output.name]
+    assert np.square(got - wanted).sum() <= 1e-3 * np.square(wanted).sum()
+    judged = edgec("eval", out, "--data", data, "--json")
+    assert judged.code == 0, judged.stderr
+    rows = [row for row in json.loads(judged.stdout)["rows"] if row["metric"].startswith("SQNR")]
+    values = {row["stage"]: row["value"] for row in rows}
+    assert values["CPU"] == values["reference"]
+    assert edgec("verify", out).code == 0
