@@ -9,7 +9,7 @@ are outside alone, so every region of output positions with the same taps outsid
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, product
 
 import numpy as np
@@ -137,8 +137,9 @@ def _one(machine: Machine) -> int:
 
 
 def tile(machine: Machine, channels: int, columns: int) -> tuple[int, int]:
-    """(pixels, vectors) of the accumulator tile."""
-    return packing.tile(machine, channels, columns, most_vectors=4)
+    """(pixels, vectors) of the accumulator tile; counting bytes needs registers for its table and masks."""
+    spare = machine.registers // 4 if _counts_bytes(machine) else 0
+    return packing.tile(replace(machine, registers=machine.registers - spare), channels, columns, most_vectors=4)
 
 
 def part(machine: Machine, layer: layers.Conv, region: Region) -> packing.Part:
@@ -216,15 +217,58 @@ class XnorConv(Conv):
         for ky in w.unrolled(window.rows, 1):
             for kx in w.unrolled(window.columns, 1):
                 run = (ky * window.columns + kx) * window.length
+                weights = [(first + v) * per_vector + run * lanes for v in range(vectors)]
                 start = origin + ky * window.row_step + kx * window.column_step
-                for k in w.unrolled(window.length, 1):
-                    values = [
-                        w.let(tir.load(f.weights, (first + v) * per_vector + (run + k) * lanes, lanes))
-                        for v in range(vectors)
-                    ]
-                    for p in range(pixels):
-                        taken = w.let(tir.spread(tir.load(f.input, start + p * self.step_column + k), lanes))
-                        for v in range(vectors):
-                            place = (p * vectors + v) * lanes
-                            unequal = tir.intrinsic(tir.dtype_of(taken), "llvm.ctpop", taken ^ values[v])
-                            w.store(acc, place, tir.load(acc, place, lanes) + unequal)
+                if not _counts_bytes(f.machine):
+                    self._count(f, acc, start, pixels, weights, 0, window.length)
+                    continue
+                full, rest = divmod(window.length, _MOST_BYTES)
+                for part in w.unrolled(full, 1):
+                    self._count_bytes(f, acc, start, pixels, weights, part * _MOST_BYTES, _MOST_BYTES)
+                if rest:
+                    self._count_bytes(f, acc, start, pixels, weights, full * _MOST_BYTES, rest)
+
+    def _count(
+        self, f: Frame, acc: Expr, start: Expr, pixels: int, weights: list[Expr], begin: Expr, count: int
+    ) -> None:
+        """acc += ones of `count` words of a run, in elements of acc: words, or bytes."""
+        w, lanes, kind = f.w, self.lanes, str(acc.dtype)
+        elements = lanes * 4 if kind == "int8" else lanes
+        counted = f"{kind}x{elements}" if elements > 1 else kind
+        for i in w.unrolled(count, 1):
+            k = begin + i
+            values = [w.let(tir.load(f.weights, place + k * lanes, lanes)) for place in weights]
+            for p in range(pixels):
+                taken = w.let(tir.spread(tir.load(f.input, start + p * self.step_column + k), lanes))
+                for v, value in enumerate(values):
+                    place = (p * len(weights) + v) * elements
+                    unequal = taken ^ value
+                    if kind == "int8":
+                        unequal = tir.reinterpret(unequal, counted)
+                    ones = tir.intrinsic(counted, "llvm.ctpop", unequal)
+                    w.store(acc, place, tir.load(acc, place, elements) + ones)
+
+    def _count_bytes(
+        self, f: Frame, acc: Expr, start: Expr, pixels: int, weights: list[Expr], begin: Expr, count: int
+    ) -> None:
+        """The same through counts of bytes, which are added up once."""
+        w, lanes, tiles = f.w, self.lanes, pixels * len(weights)
+        counts = w.local(tiles * 4 * lanes, "int8")
+        for i in range(tiles):
+            w.store(counts, i * 4 * lanes, tir.constant(0, "int8", 4 * lanes))
+        self._count(f, counts, start, pixels, weights, begin, count)
+        low, half = tir.constant(0x00FF00FF, "int32", lanes), tir.constant(0xFFFF, "int32", lanes)
+        eight, sixteen = tir.constant(8, "int32", lanes), tir.constant(16, "int32", lanes)
+        for i in range(tiles):
+            four = w.let(tir.reinterpret(tir.load(counts, i * 4 * lanes, 4 * lanes), f"int32x{lanes}"))
+            two = w.let((four & low) + ((four >> eight) & low))
+            w.store(acc, i * lanes, tir.load(acc, i * lanes, lanes) + ((two & half) + (two >> sixteen)))
+
+
+_MOST_BYTES = 31
+"""Words whose ones, 8 in each byte at most, are counted in uint8."""
+
+
+def _counts_bytes(machine: Machine) -> bool:
+    """Vectors that count the ones of bytes alone: by a table of nibbles (AVX2), or an instruction (NEON)."""
+    return machine.lanes > 1 and "avx512vpopcntdq" not in machine.requires
