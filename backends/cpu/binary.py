@@ -1,9 +1,9 @@
 """Convolutions of -1 and 1: bits, exclusive or, and a count of ones (XNOR-Net, Rastegari et al. 2016, section 3.2).
 
 A bit is the sign bit of a stored activation: 1 is +1 where activations are stored with 128 added, else -1. With n taps,
-acc = n - 2 * popcount(activations ^ weights); the factor and n are part of the exact rescaling. Bits outside the map are
-0, which stands for -1 or 1 instead of the zero point; what that adds to acc depends on the weights and on which taps
-are outside alone, so every region of output positions with the same taps outside has offsets of its own.
+acc = n - 2 * popcount(activations ^ weights); the factor and n are part of the exact rescaling. Bits outside the map
+are 0, which stands for -1 or 1 instead of the zero point; what that adds to acc depends on the weights and on which
+taps are outside alone, so every region of output positions with the same taps outside has offsets of its own.
 """
 
 from __future__ import annotations
@@ -66,12 +66,14 @@ def _reads_nothing(layer: layers.MaxPool) -> bool:
 def _never_zero(requantize: layers.Requantize) -> bool:
     """Clamped to -1 and 1, and no integer accumulator is rounded to 0.
 
-    0 needs acc * M + B within half of 2**S of -zero_point * 2**S: a multiple of M in that interval.
+    0 needs acc * M + B within half of 2**S of -zero_point * 2**S: a multiple of M in that interval, whose ends, which
+    are ties, belong to it where the zero point is even.
     """
     if (requantize.low, requantize.high) != (-1, 1):
         return False
     multiplier, shift = np.abs(requantize.multiplier), requantize.shift
     half = np.left_shift(1, shift) >> 1
+    half -= (half > 0) & bool(requantize.zero_point % 2)
     middle = -requantize.zero_point * np.left_shift(1, shift) - requantize.offset
     factor = np.maximum(multiplier, 1)
     has_multiple = (middle + half) // factor * factor >= middle - half
