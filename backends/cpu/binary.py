@@ -140,7 +140,7 @@ def _one(machine: Machine) -> int:
 
 def tile(machine: Machine, channels: int, columns: int) -> tuple[int, int]:
     """(pixels, vectors) of the accumulator tile; counting bytes needs registers for its table and masks."""
-    spare = machine.registers // 4 if _counts_bytes(machine) else 0
+    spare = machine.registers // 8 if _counts_bytes(machine) else 0
     return packing.tile(replace(machine, registers=machine.registers - spare), channels, columns, most_vectors=4)
 
 
