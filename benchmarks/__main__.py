@@ -58,6 +58,7 @@ ROWS: dict[str, Row] = {
     resnet50.ROW: resnet50.figures,
     cpu.SPEED: cpu.speed,
     cpu.SPARSE: cpu.sparse,
+    cpu.BINARY: cpu.binary,
     cpu.SIZE: cpu.size,
     cpu.TIME: cpu.compile_time,
     cpu.EQUAL: cpu.equal,

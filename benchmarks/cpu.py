@@ -1,6 +1,7 @@
 """CPU rows: speed beside onnxruntime in the same process, sizes without a runtime, equality here and under qemu.
 
 python -m benchmarks.cpu speed ARTEFACT MODEL PEERS THREADS SECONDS     prints median seconds as JSON
+python -m benchmarks.cpu binary CPU SECONDS                             the same of a binary convolution
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from onnx import version_converter
 from backends.cpu import backend
 from backends.cpu.machine import Machine
 from backends.cpu.plan import make_plan
-from backends.layers import Conv, Layer, LayerGraph, macs
+from backends.fixed_point import Constant, requantize
+from backends.layers import Conv, Layer, LayerGraph, Table, Tensor, macs
 from benchmarks.artefacts import ROOT, Ran, Workshop, edgec, run
 from benchmarks.figures import Figure, at_least, at_most
 from benchmarks.networks import KWS, MLPERF_TINY, RESNET8, Network, shared
 
 SPEED, SIZE, TIME, EQUAL, SPARSE = "cpu-speed", "cpu-size", "cpu-compile-time", "cpu-equal", "cpu-sparse"
+BINARY = "cpu-binary"
 _OPSET = 17
 _SECONDS = 4.0
 _BATCH_S = 2e-3
@@ -60,6 +63,21 @@ def sparse(workshop: Workshop) -> Iterator[Figure]:
     if found:
         note = f"{found['dense_s'] / found['sparse_s']:.2f} times faster with {found['macs_ratio']:.2f} times fewer"
     yield Figure(SPARSE, what, value, "", at_least(0.5), at_least(0.75), note=note)
+
+
+def binary(workshop: Workshop) -> Iterator[Figure]:
+    """A binary convolution beside onnxruntime's fp32 Conv of the same shape, in turns, one thread in CPU time."""
+    for cpu in ("native", "haswell"):
+        what = f"binary 3x3, 256 -> 256, 14x14, border of 1: times faster than fp32 Conv of onnxruntime, {cpu}"
+        bounds = (at_least(6.0), at_least(12.0)) if cpu == "native" else (None, None)
+        seconds = str(_SECONDS / (4 if workshop.quick else 1))
+        ran = run([sys.executable, "-m", "benchmarks.cpu", "binary", cpu, seconds])
+        found = json.loads(ran.stdout.splitlines()[-1]) if ran.code == 0 else {}
+        note = ran.complaint
+        if found:
+            ours, theirs = (1e6 * found[key] for key in ("binary_s", "fp32_s"))
+            note = f"{ours:.0f} us, packing, border and signs included; {theirs:.0f} us"
+        yield Figure(BINARY, what, found.get("ratio"), "x", *bounds, note=note)
 
 
 def compile_time(workshop: Workshop) -> Iterator[Figure]:
@@ -272,6 +290,71 @@ def measure_sparse(artefact: Path) -> dict[str, float]:
     return {"dense_s": seconds[0], "sparse_s": seconds[1], "macs_ratio": dense / work[1]}
 
 
+_BINARY_CHANNELS, _BINARY_SIDE, _BINARY_LAYERS = 256, 14, 8
+
+
+def measure_binary(cpu: str, seconds: float) -> dict[str, float]:
+    """Median CPU seconds of one binary convolution and of onnxruntime's, and the median of the ratios of each turn.
+
+    One convolution is an eighth of what eight more of them in a row add to a network that ends in one.
+    """
+    rng, on = np.random.default_rng(0), backend.machine(cpu)
+    shape = (_BINARY_CHANNELS, _BINARY_SIDE, _BINARY_SIDE)
+    weights = rng.normal(size=(shape[0], shape[0], 3, 3)).astype(np.float32)
+    session = _convolution(weights, shape)
+    x = rng.normal(size=(1, *shape)).astype(np.float32)
+    calls: dict[str, Callable[[], object]] = {"fp32": lambda: session.run(None, {"x": x})}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, depth in (("short", 1), ("long", 1 + _BINARY_LAYERS)):
+            graph, place = _binary_graph(depth, shape), Path(folder) / name
+            place.mkdir()
+            backend.write(make_plan(graph, on), place)
+            library = backend.load(place, graph)
+            codes = rng.integers(-128, 128, (1, *shape)).astype(np.int8)
+            assert not backend.compare(library, place, graph, {"x": codes}).differences
+            calls[name] = partial(library.infer, [codes[0]], [np.empty(shape, np.int8)])
+        times: dict[str, list[float]] = {key: [] for key in calls}
+        end = time.monotonic() + seconds
+        while time.monotonic() < end or len(times["fp32"]) < 15:
+            for key, call in calls.items():
+                call()
+                times[key].append(_timed(call, 2, time.process_time))
+    fp32, short, long = (np.array(times[key]) for key in ("fp32", "short", "long"))
+    own = (long - short) / _BINARY_LAYERS
+    return {
+        "binary_s": float(np.median(own)),
+        "fp32_s": float(np.median(fp32)),
+        "ratio": float(np.median(fp32 / own)),
+    }
+
+
+def _convolution(weights: NDArray[np.float32], shape: tuple[int, int, int]) -> onnxruntime.InferenceSession:
+    node = onnx.helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4)
+    values = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, *shape]) for name in "xy")
+    graph = onnx.helper.make_graph(
+        [node], "convolution", [next(values)], [next(values)], [onnx.numpy_helper.from_array(weights, "w")]
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", _OPSET)], ir_version=9)
+    with tempfile.TemporaryDirectory() as folder:
+        onnx.save(model, Path(folder) / "fp32.onnx")
+        return _session(Path(folder) / "fp32.onnx", 1)
+
+
+def _binary_graph(depth: int, shape: tuple[int, int, int]) -> LayerGraph:
+    """Signs of the input, then `depth` convolutions of random signs and thresholds."""
+    rng, channels = np.random.default_rng(1), shape[0]
+    x, value = Tensor("x", shape, 1.0, 0), Tensor("signs", shape, 1.0, 0)
+    parts: list[Layer] = [Table("signs", x, value, np.where(np.arange(-128, 128) < 0, -1, 1).astype(np.int8))]
+    for index in range(depth):
+        weights = rng.choice([-1, 1], (channels, channels, 3, 3)).astype(np.int8)
+        thresholds = Constant(np.zeros(channels, np.int64), 1e6 * (rng.integers(-40, 40, channels) + 0.5))
+        steps = requantize(1e6 * rng.choice([-1, 1], channels), thresholds, low=-1, high=1)
+        result = Tensor(f"conv{index}", shape, 1.0, 0)
+        parts.append(Conv(result.name, value, result, weights, steps, pads=(1, 1, 1, 1)))
+        value = result
+    return LayerGraph("binary", (x,), (value,), tuple(parts))
+
+
 def _thinned(layer: Layer, on: Machine, rng: np.random.Generator) -> Layer:
     """Three quarters of the blocks (a vector of outputs x a group of inputs) 0; the first layer stays."""
     if not isinstance(layer, Conv) or layer.weights.shape[1] < on.dot.group:
@@ -296,6 +379,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     if sys.argv[1] == "sparse":
         print(json.dumps(measure_sparse(Path(sys.argv[2]))))
+    elif sys.argv[1] == "binary":
+        print(json.dumps(measure_binary(sys.argv[2], float(sys.argv[3]))))
     else:
         artefact_, model_, folder_ = map(Path, sys.argv[2:5])
         print(json.dumps(measure(artefact_, model_, folder_, int(sys.argv[5]), float(sys.argv[6]))))

@@ -70,7 +70,14 @@ class Frame:
 
 
 def frame(
-    name: str, machine: Machine, *, source: str = "", second: str = "", target: str = "", scales: str = ""
+    name: str,
+    machine: Machine,
+    *,
+    source: str = "",
+    second: str = "",
+    target: str = "",
+    weights: str = "",
+    scales: str = "",
 ) -> Frame:
     w = Writer(name, machine.index)
     act = machine.activation
@@ -80,7 +87,7 @@ def frame(
         w.pointer("input", source or act),
         w.pointer("second", second or act),
         w.pointer("output", target or act),
-        w.pointer("weights", machine.weight),
+        w.pointer("weights", weights or machine.weight),
         w.pointer("scales", scales or machine.scale),
         w.integer("begin"),
         w.integer("end"),

@@ -12,7 +12,7 @@ from backends.layers import Requantize
 
 NARROW = float((1 << 31) - (1 << 21))
 """Rescaled values up to here are int32 after rounding, with room for a zero point."""
-_EXACT = 1 << 53
+EXACT = 1 << 53
 _LATENCY = 5
 """Of a dot instruction: a tile with fewer accumulators waits."""
 
@@ -45,7 +45,7 @@ def integers(
     offset = requantize.offset[chosen] - bias * multiplier * taken.sum(axis=1)
     largest = np.abs(taken).sum(axis=1) * 256
     assert int(largest.max(initial=0)) < 1 << 31
-    assert int((largest * np.abs(multiplier) + np.abs(offset)).max(initial=0)) < _EXACT
+    assert int((largest * np.abs(multiplier) + np.abs(offset)).max(initial=0)) < EXACT
     return multiplier, offset, shift
 
 

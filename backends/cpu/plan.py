@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from backends import layers
 from backends.base import DoesNotFitError
-from backends.cpu import kernels, memory, packing, tiles
+from backends.cpu import binary, kernels, memory, packing, tiles
 from backends.cpu.kernels import Bounds, Kernel, Map
 from backends.cpu.machine import Machine
 from backends.cpu.tiles import Tile, Tileable
@@ -208,6 +208,8 @@ class _Planner:
         self.places: dict[str, Place] = {}
         self.sizes: dict[str, int] = {}
         self.steps: list[Step] = []
+        convs = (layer for layer in graph.layers if isinstance(layer, layers.Conv))
+        self.binary = {layer.name for layer in convs if binary.is_binary(layer, graph)}
 
     def plan(self) -> Plan:
         for tensor in self.graph.tensors():
@@ -236,7 +238,8 @@ class _Planner:
     def _work(self, layer: layers.Layer) -> int:
         """Vector instructions: products, and about ten for each vector of results."""
         vectors = layer.output.size // self.machine.lanes
-        return layers.macs(layer) // (self.machine.lanes * self.machine.dot.group) + 10 * vectors
+        products = binary.WORD // 3 if layer.name in self.binary else self.machine.dot.group  # of an instruction's lane
+        return layers.macs(layer) // (self.machine.lanes * products) + 10 * vectors
 
     # Layout.
 
@@ -244,6 +247,8 @@ class _Planner:
         """The largest that the readers need; a maximum pool over a map with another zero point makes a copy instead."""
         pads = (0, 0, 0, 0)
         for layer in self.graph.consumers(tensor):
+            if layer.name in self.binary:
+                continue
             if isinstance(layer, layers.Conv | layers.AveragePool) or (
                 isinstance(layer, layers.MaxPool) and tensor.zero_point == -128
             ):
@@ -318,6 +323,9 @@ class _Planner:
         each, outputs = layer.weights.shape[1], len(layer.weights) // layer.groups
         if layer.is_depthwise:
             yield self._depthwise(layer, source, target)
+            return
+        if layer.name in self.binary:
+            yield from self._xnor(layer, self._bits(layer.input), target)
             return
         for group in range(layer.groups):
             chosen = slice(group * outputs, (group + 1) * outputs)
@@ -401,6 +409,60 @@ class _Planner:
     def _tile(self, kernel: Tileable) -> Tile:
         """That was chosen for the kernel's shape, or its own."""
         return self.chosen.get(tiles.shape_of(kernel), tiles.tile_of(kernel))
+
+    def _bits(self, tensor: Tensor) -> Place:
+        """The bits of a map of -1 and 1, with the border that their readers need; a step of its own, once."""
+        name, size = f"{tensor.name} bits", 4 // self.machine.item_bytes
+        if name in self.places:
+            return self.places[name]
+        source, pads = self.places[tensor.name], (0, 0, 0, 0)
+        for layer in self.graph.consumers(tensor):
+            if layer.name in self.binary:
+                pads = tuple(map(max, pads, needed_pads(layer)))  # type: ignore[assignment]
+        channels, height, width = tensor.shape
+        place = self._place(name, (binary.words(channels) * size, height, width), Border(pads, 0))
+        kernel = binary.Pack(height, width, channels, source.map, _in_words(place.map, size))
+        call = Call(kernel, _at(source), _at(place))
+        self.steps.append(Step(name, (call,), self._fills(place), tensor.size // self.machine.lanes))
+        return place
+
+    def _xnor(self, layer: layers.Conv, source: Place, target: Place) -> Iterator[Call]:
+        size, words = 4 // self.machine.item_bytes, binary.words(layer.input.shape[0])
+        step, start = _in_words(source.map, size), self._start(source, layer.pads)
+        (kernel_h, kernel_w), (dilation_h, dilation_w) = layer.kernel, layer.dilations
+        window = kernels.Window(kernel_h, dilation_h * step.row, kernel_w, dilation_w * step.pixel, words)
+        if dilation_w == 1 or kernel_w == 1:
+            window = kernels.Window(kernel_h, dilation_h * step.row, 1, 0, kernel_w * words)
+        packed = binary.bits(self.machine, layer.weights.transpose(0, 2, 3, 1))
+        weights = self.constants.add(packed)
+        self.weight_bytes += packed.nbytes
+        requantize, rows, columns = layer.requantize, *layer.strides
+        for region in binary.regions(layer):
+            part = binary.part(self.machine, layer, region)
+            height, width = region.bottom - region.top, region.right - region.left
+            steps, output = (rows * step.row, columns * step.pixel), target.map
+            if height > width:  # tiles are along the longer side
+                height, width, steps, output = width, height, steps[::-1], Map(output.pixel, output.row)
+            shape = binary.tile(self.machine, len(layer.weights), width)
+            kernel = binary.XnorConv(
+                rows=height,
+                columns=width,
+                channels=len(layer.weights),
+                window=window,
+                step_row=steps[0],
+                step_column=steps[1],
+                output=output,
+                bounds=self._bounds(requantize.zero_point, requantize.low, requantize.high),
+                pixels=shape[0],
+                vectors=shape[1],
+                lanes=self.machine.lanes,
+                by_channel=height == 1,
+                is_wide=packing.is_wide(part, self.bias),
+            )
+            begin = start + region.top * rows * source.map.row + region.left * columns * source.map.pixel
+            end = target.origin + region.top * target.map.row + region.left * target.map.pixel
+            scales = self.constants.add(packing.scales(self.machine, part))
+            yield Call(kernel, (source.buffer, begin), (target.buffer, end), weights=weights, scales=scales)
 
     def _depthwise(self, layer: layers.Conv, source: Place, target: Place) -> Call:
         channels, height, width = layer.output.shape
@@ -620,6 +682,11 @@ def _regions(layer: layers.MaxPool | layers.AveragePool) -> tuple[layers.PoolReg
         return layer.regions
     _, height, width = layer.output.shape
     return (layers.PoolRegion(0, 0, height, width, 0, 0, 0),)
+
+
+def _in_words(strides: Map, size: int) -> Map:
+    """Strides in activations, `size` of which are a word."""
+    return Map(strides.row // size, strides.pixel // size)
 
 
 def _at(place: Place) -> tuple[str, int]:

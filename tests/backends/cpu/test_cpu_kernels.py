@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from backends.cpu import backend, codegen, emulation, machine, packing, shared, static
 from backends.cpu.machine import Machine
@@ -16,22 +15,12 @@ from backends.cpu.plan import make_plan
 from backends.fixed_point import Constant, requantize
 from backends.layers import AveragePool, Conv, LayerGraph, PoolRegion, Tensor
 from backends.reference import interpreter
+from tests.support.bundles import differences
 from tests.support.random_layers import KINDS, random_graph, random_inputs
 
 pytestmark = [pytest.mark.tvm, pytest.mark.slow]
 
 GRAPHS, LAYERS = 14, 6
-
-
-def differences(graph: LayerGraph, inputs: dict[str, NDArray[np.int8]], on: Machine, folder: Path) -> list[str]:
-    """Sentences about what differs, of every layer and of whole runs."""
-    plan = make_plan(graph, on)
-    backend.write(plan, folder)
-    library = backend.load(folder, graph, threads=2)
-    try:
-        return [str(difference) for difference in backend.compare(library, folder, graph, inputs).differences]
-    finally:
-        library.close()
 
 
 def test_the_pinned_pair_of_tvm_packages_can_save_json() -> None:
