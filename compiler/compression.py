@@ -53,7 +53,7 @@ INDEX_BITS = range(3, 6)
 WORTH = 0.6
 """Of the loss or drop of integers, what a codebook must come down to."""
 LARGE = 1 << 22
-"""Weights from which on a network of a given width is not rounded twice."""
+"""Weights from which on a network of a given width is rounded once, at one scale for each channel."""
 NAMES = tuple(dict.fromkeys((*CODINGS, *STRUCTURES)))
 """Every method family."""
 STRUCTURES_TRIED, STRUCTURE_SAMPLES = 8, 512
@@ -512,8 +512,8 @@ def _at_width(search: Search, options: CompressOptions) -> Trial:
 
     if options.is_stochastic:
         return tried(STOCHASTIC, Stochastic(bits, options.seed))
-    plain = tried(FIXED_POINT, Uniform(bits, is_searched=bits < WIDE_BITS))
     weights = sum(aim.weights.size for aim in aims.values())
+    plain = tried(FIXED_POINT, Uniform(bits, is_searched=bits < WIDE_BITS and weights <= LARGE))
     if bits not in INDEX_BITS or CODEBOOK not in options.families or weights > LARGE:
         return plain
     shared = tried(CODEBOOK, Codebook(1 << bits))

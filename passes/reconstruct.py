@@ -34,6 +34,8 @@ SPILL = 256 * 2**20
 
 SLOPE_MAX = 1.25
 """Rows are drawn out by no more: beyond that they are noise."""
+SURE = 1.3
+"""And not at all where weights that were fitted lose more than so many times as much on other samples."""
 BIAS_EXPONENT_MAX = 12
 """Biases are stored as multiples of s_y / 2**e with e up to this."""
 NEAREST_BIAS_EXPONENT = 5
@@ -305,8 +307,8 @@ def _followed(weights: NDArray[np.float64], moments: Moments, *, is_wary: bool) 
     What a layer reads carries noise, and least squares against noise shrinks: on samples unlike the calibration's,
     where signals are larger, every layer would answer too little, and a deep network all the less. So rows are drawn
     out again, by the root of what would give their regression on the wanted answers the slope 1: the variance is then
-    that of the wanted ones. Codes of 8 bits leave little but noise; there weights are moved by no more than the share
-    of the error that moving them takes away.
+    that of the wanted ones; where samples are so few that the slope is chance, they are not. Codes of 8 bits leave
+    little but noise; there weights are moved by no more than the share of the error that moving them takes away.
 
     Args:
         weights: float64 [groups, rows, taps].
@@ -322,8 +324,9 @@ def _followed(weights: NDArray[np.float64], moments: Moments, *, is_wary: bool) 
     moved = weights + np.stack([np.linalg.solve(h, r.T).T for h, r in zip(hessian, rest, strict=True)])
     if is_wary:
         moved = weights + _explained(weights, moved, moments) * (moved - weights)
-    drawn = moved * np.sqrt(_slope(moved, moments))[:, :, None]
-    return np.where(weights != 0, drawn, 0.0)
+    if optimism(moments) <= SURE:
+        moved = moved * np.sqrt(_slope(moved, moments))[:, :, None]
+    return np.where(weights != 0, moved, 0.0)
 
 
 def _explained(before: NDArray[np.float64], after: NDArray[np.float64], moments: Moments) -> float:
