@@ -22,6 +22,7 @@ from compiler.version import VERSION
 
 if TYPE_CHECKING:  # numpy, onnx and onnxruntime take a second to load: `edgec --help` does without
     from compiler.compression import CompressOptions
+    from compiler.evaluate import RunResult, SimulationResult
     from compiler.pipeline import CompileOptions
 
 P = ParamSpec("P")
@@ -492,18 +493,12 @@ def simulate(
     Example:
       edgec simulate out --input samples.npz --output results.npz
     """
-    from compiler import evaluate, report
+    from compiler import evaluate
 
     with _progress() as progress:
         result = evaluate.simulate_file(folder, inputs, output, limit=limit, wave=wave, progress=progress)
-    _warn(result.warnings)
-    if as_json:
-        _print(json.dumps(report.finite(result.facts()), indent=1))
-    else:
-        _print(f"{result.samples} samples, {result.cycles:,} cycles each, as scheduled")
-        if output:
-            _print(f"wrote {output}: {', '.join(result.outputs)}")
-    return OK
+    text = f"{result.samples} samples, {result.cycles:,} cycles each, as scheduled"
+    return _tell_outputs(result, text, output, as_json)
 
 
 @cli.command(epilog=EXIT_HELP)
@@ -523,18 +518,11 @@ def run(
     Example:
       edgec run out --input samples.npz --output results.npz
     """
-    from compiler import evaluate, report
+    from compiler import evaluate
 
     with _progress() as progress:
         result = evaluate.run_file(folder, inputs, output, limit=limit, threads=threads, progress=progress)
-    _warn(result.warnings)
-    if as_json:
-        _print(json.dumps(report.finite(result.facts()), indent=1))
-    else:
-        _print(f"{result.samples} samples")
-        if output:
-            _print(f"wrote {output}: {', '.join(result.outputs)}")
-    return OK
+    return _tell_outputs(result, f"{result.samples} samples", output, as_json)
 
 
 @cli.command(epilog=EXIT_HELP)
@@ -737,6 +725,20 @@ def _options(options: dict[str, object], **more: object) -> CompileOptions:
 
 def _print(text: str) -> None:
     click.echo(text)
+
+
+def _tell_outputs(result: SimulationResult | RunResult, text: str, output: Path | None, as_json: bool) -> int:
+    """What became of samples: `text` and the file of their outputs, or all of it as JSON."""
+    from compiler import report
+
+    _warn(result.warnings)
+    if as_json:
+        _print(json.dumps(report.finite(result.facts()), indent=1))
+    else:
+        _print(text)
+        if output:
+            _print(f"wrote {output}: {', '.join(result.outputs)}")
+    return OK
 
 
 def _warn(warnings: tuple[str, ...]) -> None:

@@ -32,7 +32,7 @@ from compiler.importer import Imported, import_model
 from compiler.one_thread import blas_on_one_thread
 from compiler.quality import first
 from compiler.quantizable import quantizable
-from compiler.report import ModelFacts
+from compiler.report import model_facts
 from compiler.search import Trial, coded_layer, layer_bits
 from compiler.structure import CHANNELS, LOW_RANK
 from compiler.structure import NAMES as STRUCTURES
@@ -125,16 +125,7 @@ def _report(
     facts, budget, already = imported.source, options.budget, why_not(imported.model)
     return CompressReport(
         edgec=VERSION,
-        model=ModelFacts(
-            name=facts.path.stem,
-            sha256=facts.sha256,
-            producer=facts.producer,
-            opset=facts.opset,
-            inputs=facts.inputs,
-            outputs=facts.outputs,
-            float_bytes=facts.float_bytes,
-            quantized_bytes=len(made.onnx),
-        ),
+        model=model_facts(facts, len(made.onnx)),
         calibration={
             "source": options.calibration.name if options.calibration else "synthetic",
             "samples": parts.calibrate.count,

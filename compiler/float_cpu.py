@@ -23,7 +23,7 @@ from compiler.artefact import Manifest, Preprocessing
 from compiler.host import Floats, HostError
 from compiler.importer import Imported, import_model
 from compiler.lowering import Lowered
-from compiler.report import CompileReport, ModelFacts, PassRow, TargetFacts, VerifyFacts, to_json
+from compiler.report import CompileReport, PassRow, TargetFacts, VerifyFacts, model_facts, to_json
 from compiler.report_html import to_html
 from compiler.version import VERSION
 from passes import statistics
@@ -184,16 +184,7 @@ def _report(
     imported: Imported, target: TargetFacts, program: Program, options: CompileOptions, size: int
 ) -> CompileReport:
     source = imported.source
-    facts = ModelFacts(
-        name=source.path.stem,
-        sha256=source.sha256,
-        producer=source.producer,
-        opset=source.opset,
-        inputs=source.inputs,
-        outputs=source.outputs,
-        float_bytes=source.float_bytes,
-        quantized_bytes=size,
-    )
+    facts = model_facts(source, size)
     footprint = {"arena_bytes": program.arena.size, "constant_bytes": len(program.constants)}
     return CompileReport(
         edgec=VERSION,

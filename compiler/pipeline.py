@@ -32,7 +32,7 @@ from compiler.importer import Imported, import_model
 from compiler.lowering import Lowered, lower
 from compiler.one_thread import blas_on_one_thread
 from compiler.partition import mark, partition
-from compiler.report import CompileReport, HostNode, ModelFacts, PassRow, percent, to_json, utilisation
+from compiler.report import CompileReport, HostNode, ModelFacts, PassRow, model_facts, percent, to_json, utilisation
 from compiler.report_html import to_html
 from compiler.targets import OptionError, Plan, Target
 from compiler.version import VERSION
@@ -357,17 +357,7 @@ def _source_macs(network: Network, macs: int) -> int:
 
 
 def _model_facts(network: Network, is_check: bool) -> ModelFacts:
-    source = network.imported.source
-    return ModelFacts(
-        name=source.path.stem,
-        sha256=source.sha256,
-        producer=source.producer,
-        opset=source.opset,
-        inputs=source.inputs,
-        outputs=source.outputs,
-        float_bytes=source.float_bytes,
-        quantized_bytes=None if is_check else len(stored.serialized(network.quantized)),
-    )
+    return model_facts(network.imported.source, None if is_check else len(stored.serialized(network.quantized)))
 
 
 def _calibration_facts(samples: Samples, options: CompileOptions) -> dict[str, object]:

@@ -7,10 +7,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:  # reading a report needs no importer
+    from compiler.importer import Source
 
 KIND = "edgec-report"
 SCHEMA = 1
@@ -35,6 +38,20 @@ class ModelFacts:
     outputs: Mapping[str, tuple[int, ...]]
     float_bytes: int
     quantized_bytes: int | None = None
+
+
+def model_facts(source: Source, quantized_bytes: int | None) -> ModelFacts:
+    """The facts of a file, and the size of what was made of it."""
+    return ModelFacts(
+        name=source.path.stem,
+        sha256=source.sha256,
+        producer=source.producer,
+        opset=source.opset,
+        inputs=source.inputs,
+        outputs=source.outputs,
+        float_bytes=source.float_bytes,
+        quantized_bytes=quantized_bytes,
+    )
 
 
 @dataclass(frozen=True)

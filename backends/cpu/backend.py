@@ -161,6 +161,18 @@ def read_facts(folder: Path) -> dict:
         raise BundleError(f"{folder / BUNDLE} cannot be read: {error}") from error
 
 
+def library_of(folder: Path, facts: Mapping) -> Path:
+    """The library that the facts of a bundle name.
+
+    Raises:
+        BundleError: It is missing.
+    """
+    path: Path = folder / facts["library"]
+    if not path.is_file():
+        raise BundleError(f"{path} is missing")
+    return path
+
+
 def load(folder: Path, graph: LayerGraph, *, threads: int = 1) -> Library:
     """The library of a bundle.
 
@@ -169,9 +181,7 @@ def load(folder: Path, graph: LayerGraph, *, threads: int = 1) -> Library:
         WrongProcessorError: It was built for another processor.
     """
     facts = read_facts(folder)
-    path = folder / facts["library"]
-    if not path.is_file():
-        raise BundleError(f"{path} is missing")
+    path = library_of(folder, facts)
     return Library(path, facts["prefix"], graph.inputs, graph.outputs, threads=threads)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backends.cpu import codegen, link, shared
-from backends.cpu.backend import BundleError
+from backends.cpu.backend import BundleError, library_of
 from backends.cpu.floats.program import At, Program, Tensor
 
 BUNDLE = "float.json"
@@ -56,9 +56,7 @@ def load(folder: Path, *, threads: int = 1) -> FloatLibrary:
         WrongProcessorError: It was built for another processor.
     """
     facts = read_facts(folder)
-    path = folder / facts["library"]
-    if not path.is_file():
-        raise BundleError(f"{path} is missing")
+    path = library_of(folder, facts)
     inputs, outputs = (
         tuple(Tensor(t["name"], tuple(t["shape"]), t["dtype"]) for t in facts[kind]) for kind in ("inputs", "outputs")
     )
